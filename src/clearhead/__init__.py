@@ -1,0 +1,63 @@
+"""Clearhead: self-attention for PyTorch that is fast, right, and can be seen through.
+
+    A = ch.Softmax(ch.causal())(q, k)      # an attention map; nothing is computed yet
+    A @ v                                  # the output, by the fastest kernel that fits
+    A.weights(rows), A.statistics()        # what it does, without the n × n matrix
+
+Names are resolved when first used (PEP 562), so that `import clearhead` costs next to nothing and the command line
+answers `--help` without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AttentionMap": "clearhead.maps",
+    "ClearheadError": "clearhead.errors",
+    "Pattern": "clearhead.patterns",
+    "Softmax": "clearhead.maps",
+    "attend": "clearhead.maps",
+    "causal": "clearhead.patterns",
+    "chunks": "clearhead.patterns",
+    "everything": "clearhead.patterns",
+    "explain": "clearhead.maps",
+    "first": "clearhead.patterns",
+    "load": "clearhead.train",
+    "window": "clearhead.patterns",
+}
+_ROOMS = ("data", "errors", "kernels", "maps", "nn", "patterns", "picture", "train")
+
+__all__ = ["__version__", *sorted([*_HOME, "nn", "picture"])]
+
+if TYPE_CHECKING:
+    from clearhead import nn as nn
+    from clearhead import picture as picture
+    from clearhead.errors import ClearheadError as ClearheadError
+    from clearhead.maps import AttentionMap as AttentionMap
+    from clearhead.maps import Softmax as Softmax
+    from clearhead.maps import attend as attend
+    from clearhead.maps import explain as explain
+    from clearhead.patterns import Pattern as Pattern
+    from clearhead.patterns import causal as causal
+    from clearhead.patterns import chunks as chunks
+    from clearhead.patterns import everything as everything
+    from clearhead.patterns import first as first
+    from clearhead.patterns import window as window
+    from clearhead.train import load as load
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"clearhead.{name}")
+    else:
+        raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
