@@ -1,0 +1,69 @@
+"""Names of positions along an axis, legible at any length: thinned where they touch, turned where they are wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axis import Axis
+
+INK, MUTED = "#1c1b22", "#6b6a75"
+LINE = 0.125  # inches a line of text needs
+LONGEST = 24  # characters of a label that are shown
+_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥"}
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """The positions that are named, their names, the size of the type in points, and whether it is turned upright."""
+
+    shown: range
+    texts: list[str]
+    size: float
+    turned: bool
+
+    @classmethod
+    def of(cls, labels: Sequence[str] | None, count: int, inches: float, vertical: bool) -> Ticks:
+        """Names for `count` positions along `inches`: all where there is room, else every 2nd, 5th, 10th ...
+
+        Without labels, positions count from 0; numbers stay level, and get sparser instead of turning.
+        """
+        texts = [visible(label) for label in labels] if labels is not None else [str(i) for i in range(count)]
+        pitch = inches / count
+        size = min(max(pitch * 72 * 0.7, 6.5), 9.5)
+        wide = _inches(texts, size) + 0.06
+        least = wide if labels is None and not vertical else LINE
+        shown = range(0, count, step(least / pitch))
+        return cls(shown, [texts[i] for i in shown], size, labels is not None and not vertical and wide > pitch)
+
+    @property
+    def inches(self) -> float:
+        """How far the names reach out of the picture, at most."""
+        return _inches(self.texts, self.size)
+
+    def put(self, axis: Axis) -> None:
+        rotation = {"rotation": 90} if self.turned else {}
+        axis.set_ticks(list(self.shown), self.texts, fontsize=self.size, color=INK, parse_math=False, **rotation)
+        axis.set_tick_params(length=0 if self.shown.step == 1 else 2.5, pad=2.5, color=MUTED, width=0.6)
+
+
+def _inches(texts: list[str], size: float) -> float:
+    return max(map(len, texts)) * size * 0.66 / 72
+
+
+def step(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `least`."""
+    scale = 1
+    while True:
+        for factor in (1, 2, 5):
+            if factor * scale >= least:
+                return factor * scale
+        scale *= 10
+
+
+def visible(label: str) -> str:
+    """`label` as it can be read in a picture: white space and control characters shown, long labels cut."""
+    if not label or label.isspace():
+        label = "".join(_VISIBLE.get(c, "␣") for c in label) or "∅"
+    text = "".join(c if c.isprintable() else _VISIBLE.get(c) or c.encode("unicode_escape").decode() for c in label)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
