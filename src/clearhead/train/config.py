@@ -1,0 +1,141 @@
+"""What a run is made from: one configuration, in sections, each value checked where it is set.
+
+The defaults are those of the task `g2p`; what another task needs differently stands in `TASKS`.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: a value, in which no unknown key hides."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed")
+    return value
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_no_boolean)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_boolean)]
+
+
+class Duration(Section):
+    """How long to train: so many steps, epochs or minutes."""
+
+    amount: Positive
+    unit: Literal["steps", "epochs", "minutes"]
+
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """Read "5 minutes"; other types are left to pydantic."""
+        if isinstance(value, (cls, dict)):
+            return value
+        match = re.fullmatch(r"\s*([0-9.]+)\s*(step|epoch|minute)s?\s*", str(value))
+        if not match:
+            raise ValueError("write a duration as '5 minutes', '20 epochs' or '3000 steps'")
+        return {"amount": match[1], "unit": match[2] + "s"}
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+
+class Data(Section):
+    """What is learnt from, and how it is cut into batches."""
+
+    source: str = "cmudict"
+    lowercase: bool = True
+    truncate: bool = False
+    """Cut what is longer than the model reads, instead of refusing it."""
+    byte_share: Fraction = 0.02
+    """The share of examples that is added a second time with one letter spelled by bytes."""
+    batch_tokens: Count = 4096
+    """Tokens in a batch, source and target, padding included."""
+
+
+class Network(Section):
+    """The model: see `clearhead.nn.Seq2Seq`."""
+
+    embed_dim: Count = 128
+    num_heads: Count = 4
+    kv_heads: Count | None = None
+    ff_dim: Count | None = None
+    """None: 4 × embed_dim."""
+    layers: Count = 2
+    """Of the encoder and of the decoder, where `encoder_layers` or `decoder_layers` does not say otherwise."""
+    encoder_layers: Count | None = None
+    decoder_layers: Count | None = None
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
+    pattern: str | None = None
+    """Who may attend to whom in self-attention, as in "window(8)"; None: everyone (the decoder is causal besides)."""
+    max_length: Count = 64
+    """Tokens that the model reads or writes at most."""
+    dropout: Fraction = 0.1
+    attention_dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must divide embed_dim ({self.embed_dim})")
+        if self.num_heads % (self.kv_heads or self.num_heads):
+            raise ValueError(f"kv_heads ({self.kv_heads}) must divide num_heads ({self.num_heads})")
+        return self
+
+
+class Training(Section):
+    """How it learns."""
+
+    duration: Annotated[
+        Duration, BeforeValidator(Duration.parse), PlainSerializer(str)
+    ] = Duration(amount=4.5, unit="minutes")  # fmt: skip
+    learning_rate: Positive = 3e-3
+    """At its peak, for AdamW."""
+    warmup: Fraction = 0.05
+    """The share of the training in which the learning rate rises to its peak."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    label_smoothing: Fraction = 0.1
+    clip: Positive = 1.0
+    """The norm to which longer gradients are cut."""
+    accumulate: Count = 1
+    """Batches whose gradients are added up before each step."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: whichever of the two was measured to be faster on this model and machine."""
+    evaluations: Count = 10
+    """How often during the training it is validated and a checkpoint is kept, at equal distances."""
+    validation_words: Count = 500
+    """Validation words whose greedy predictions are scored; the loss is of all of them."""
+    patience: Count | None = None
+    """Evaluations without a lower validation loss after which training stops; None: never early."""
+    average: Count = 3
+    """The last checkpoints whose weights are averaged into the final model, if that lowers the validation loss."""
+    devices: Count = 1
+
+
+class Decoding(Section):
+    """How it predicts."""
+
+    beam: Count = 4
+    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Config(Section):
+    """All that determines a run."""
+
+    task: str = "g2p"
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    data: Data = Data()
+    model: Network = Network()
+    train: Training = Training()
+    decode: Decoding = Decoding()
+
+
+TASKS: dict[str, dict[str, Any]] = {"g2p": {}}
+"""What each built-in task sets differently from the defaults."""
