@@ -8,7 +8,8 @@
     ├── RunError                     a run folder that is missing, half-written or of a newer version
     └── MissingExtra (ImportError)   an optional dependency that is not installed
 
-A message is one line: what was wrong, where, and what to write instead. The command line prints it and ends with status 2.
+A message is one line: what was wrong, where, and what to write instead. The command line prints it and ends with
+status 2.
 """
 
 from __future__ import annotations

@@ -1,0 +1,32 @@
+"""Kernels: how A v is computed. `stream` is the reference; every other one is an optimisation tested equal to it."""
+
+from clearhead.kernels.choose import SMALL, Call, Explanation, choose, describe, explain
+from clearhead.kernels.operator import run as stream
+from clearhead.kernels.rows import Rows, softmax_rows
+from clearhead.kernels.score import Score, grouped, working_dtype
+from clearhead.kernels.sdpa import sdpa
+from clearhead.kernels.statistics import Statistics
+from clearhead.kernels.stream import Task
+from clearhead.kernels.tiles import Tile, tiles
+from clearhead.kernels.visible import Visible
+
+__all__ = [
+    "SMALL",
+    "Call",
+    "Explanation",
+    "Rows",
+    "Score",
+    "Statistics",
+    "Task",
+    "Tile",
+    "Visible",
+    "choose",
+    "describe",
+    "explain",
+    "grouped",
+    "sdpa",
+    "softmax_rows",
+    "stream",
+    "tiles",
+    "working_dtype",
+]

@@ -1,0 +1,19 @@
+"""Maps: mechanisms, which turn queries and keys into weights, and the attention maps that they make."""
+
+from clearhead.maps.base import Adjoint, AttentionMap
+from clearhead.maps.cache import Cache, GrowingCache
+from clearhead.maps.softmax import Softmax, SoftmaxMap, attend, explain
+from clearhead.maps.watching import observing, report
+
+__all__ = [
+    "Adjoint",
+    "AttentionMap",
+    "Cache",
+    "GrowingCache",
+    "Softmax",
+    "SoftmaxMap",
+    "attend",
+    "explain",
+    "observing",
+    "report",
+]

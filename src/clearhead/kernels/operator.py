@@ -1,0 +1,159 @@
+"""`stream` as an operator of torch: opaque to the compiler, differentiable once, and batched by vmap.
+
+Operators take no Python objects, so a call's pattern travels as text and its tensors one by one.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from clearhead.kernels import stream
+from clearhead.kernels.rows import RAW
+from clearhead.kernels.score import Score, working_dtype
+from clearhead.kernels.stream import Task
+from clearhead.kernels.visible import Visible
+from clearhead.patterns import parse
+
+_CALL = (
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor? q_lengths, Tensor? k_lengths, "
+    "Tensor? q_positions, Tensor? k_positions, Tensor? sinks, Tensor? seed, "
+    "str pattern, float scale, float? softcap, float dropout, bool distance, bool received"
+)
+_TENSORS = _CALL.count("Tensor")
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """`stream.forward`, with gradients in q, k, v and the score's bias."""
+    see, score = task.visible, task.score
+    return _Stream.apply(
+        *(q, k, v, score.bias, see.mask, see.q_lengths, see.k_lengths, see.q_positions, see.k_positions),
+        *(task.sinks, task.seed, repr(see.pattern), score.scale, score.softcap),
+        *(task.dropout, task.distance, task.received),
+    )
+
+
+def _task(*call: Any) -> tuple[Tensor, Tensor, Tensor, Task]:
+    """q, k, v and the rest of a call, put together again."""
+    q, k, v, bias, *see, sinks, seed, pattern, scale, softcap, dropout, distance, received = call
+    visible = Visible(parse(pattern), q.shape[2], k.shape[2], q.device, *see)
+    return q, k, v, Task(visible, Score(scale, softcap, bias), dropout, seed, sinks, distance, received)
+
+
+def _forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return stream.forward(*_task(*call))
+
+
+def _backward(g_out: Tensor, g_raw: Tensor, g_received: Tensor, lse: Tensor, *call: Any) -> tuple[Tensor, ...]:
+    q, k, v, task = _task(*call)
+    return stream.backward(g_out, g_raw, g_received, q, k, v, lse, task)
+
+
+forward_op = torch.library.custom_op(
+    "clearhead::stream", _forward, mutates_args=(), schema=f"({_CALL}) -> (Tensor, Tensor, Tensor)"
+)
+backward_op = torch.library.custom_op(
+    "clearhead::stream_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor g_out, Tensor g_raw, Tensor g_received, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@forward_op.register_fake
+def _forward_shapes(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, task = _task(*call)
+    wide = working_dtype(q.dtype)
+    return (
+        v.new_empty(*q.shape[:3], v.shape[-1]),
+        q.new_empty(1 if task.sinks is None else len(RAW), *q.shape[:3], dtype=wide),
+        q.new_empty(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide),
+    )
+
+
+@backward_op.register_fake
+def _backward_shapes(g_out: Tensor, g_raw: Tensor, g_received: Tensor, lse: Tensor, *call: Any) -> tuple[Tensor, ...]:
+    q, k, v, task = _task(*call)
+    bias = task.score.bias
+    g_bias = q.new_empty((0,) if bias is None else bias.shape, dtype=working_dtype(q.dtype))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), g_bias
+
+
+class _Stream(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return forward_op(*call)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1], *inputs[:_TENSORS])
+        ctx.options = inputs[_TENSORS:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_out: Tensor, g_raw: Tensor, g_received: Tensor) -> tuple[Tensor | None, ...]:
+        raw, *tensors = ctx.saved_tensors
+        g_q, g_k, g_v, g_bias = backward_op(g_out, g_raw, g_received, raw[0], *tensors, *ctx.options)
+        bias = tensors[3]
+        given = None if bias is None else g_bias.to(bias.dtype)
+        return g_q, g_k, g_v, given, *[None] * (_TENSORS - 4 + len(ctx.options))
+
+
+# vmap: the batched axis is folded into the samples, which the kernel walks anyhow
+
+_MAY_BROADCAST = (4, 7, 8, 9)  # of a call's tensors: mask, positions and sinks; the bias needs a gradient for each
+
+
+@forward_op.register_vmap
+def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *call: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    size, samples = info.batch_size, _samples(call[0], in_dims[0])
+    out, raw, received = forward_op(*_fold_call(call, in_dims, size, samples))
+    return (_unfold(out, size, 0), _unfold(raw, size, 1), _unfold(received, size, 0)), (0, 0, 0)
+
+
+@backward_op.register_vmap
+def _backward_vmap(
+    info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    size, samples = info.batch_size, _samples(arguments[4], in_dims[4])
+    grads = [_fold(arguments[i], in_dims[i], size, samples, axis=1 if i == 1 else 0) for i in range(4)]
+    *g_inputs, g_bias = backward_op(*grads, *_fold_call(arguments[4:], in_dims[4:], size, samples))
+    bias, dim = arguments[7], in_dims[7]
+    if bias is None:
+        return (*(_unfold(g, size, 0) for g in g_inputs), g_bias), (0, 0, 0, None)
+    g_bias = _unfold(g_bias, size, 0)
+    shape = bias.shape if dim is None else bias.movedim(dim, 0).shape[1:]
+    return (*(_unfold(g, size, 0) for g in g_inputs), g_bias.sum_to_size(size, *shape)), (0, 0, 0, 0)
+
+
+def _samples(q: Tensor, dim: int | None) -> int:
+    return q.shape[0] if dim is None else q.movedim(dim, 0).shape[1]
+
+
+def _fold_call(call: tuple[Any, ...], in_dims: tuple[int | None, ...], size: int, samples: int) -> list[Any]:
+    *tensors, seed = call[:_TENSORS]
+    folded = []
+    for i, x in enumerate(tensors):
+        broadcasts = i in _MAY_BROADCAST and x is not None and in_dims[i] is None and x.shape[0] == 1
+        folded.append(x if broadcasts else _fold(x, in_dims[i], size, samples, 0))
+    if seed is not None and in_dims[_TENSORS - 1] is not None:
+        seed = seed.flatten()[0]
+    return [*folded, seed, *call[_TENSORS:]]
+
+
+def _fold(x: Tensor | None, dim: int | None, size: int, samples: int, axis: int) -> Tensor | None:
+    """`x`, batched along `dim`, with that axis folded into its sample axis `axis`."""
+    if x is None:
+        return None
+    x = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+    shape = [size, *x.shape[1:]]
+    shape[axis + 1] = samples
+    return x.expand(shape).movedim(axis + 1, 1).flatten(0, 1).movedim(0, axis)
+
+
+def _unfold(x: Tensor, size: int, axis: int) -> Tensor:
+    """The batched axis, in front, taken out of the sample axis `axis` again."""
+    return x.unflatten(axis, (size, -1)).movedim(axis, 0)

@@ -1,0 +1,125 @@
+"""`stream`: softmax attention in chunks of rows. The reference kernel; every other one is tested equal to it.
+
+For each tile of rows it forms the logits, their softmax, the output and the statistics of the rows, and forgets the
+weights: memory is O(n). The backward pass forms them again from each row's logsumexp (Rabe & Staats 2021, Dao 2022).
+
+Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv), out (B, H, Nq, Dv), raw (RAW or 1, B, H, Nq).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clearhead.kernels.rows import RAW, grad_logits, logsumexp, measure, softmax_rows
+from clearhead.kernels.score import Score, grouped, working_dtype
+from clearhead.kernels.tiles import Tile, tiles
+from clearhead.kernels.visible import Visible
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a pass over the rows is to compute, apart from q, k and v.
+
+    Weights are dropped by the random numbers that `seed` (a whole number in a tensor) starts: both passes draw the
+    same. `sinks` (B or 1, S) are the keys whose weight is the statistic `sink`; with them all RAW statistics are
+    measured, without them the logsumexp alone. `received` adds up each key's column.
+    """
+
+    visible: Visible
+    score: Score
+    dropout: float = 0.0
+    seed: Tensor | None = None
+    sinks: Tensor | None = None
+    distance: bool = False
+    received: bool = False
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the raw statistics, and what each key received, (B, H, Nk) or empty."""
+    wide = working_dtype(q.dtype)
+    k, v_wide = k.to(wide), v.to(wide)
+    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=q.device)
+    raw = _unseen(q, wide, task)
+    received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
+    for i, tile in _tiles(q, k, task):
+        rows = softmax_rows(tile, q[tile.b, tile.h, tile.rows].to(wide), k[_keys(tile)], task.score, task.visible)
+        at = (tile.b, tile.h, tile.rows)
+        raw[(slice(None), *at)] = (
+            logsumexp(rows)[None] if task.sinks is None else measure(rows, task.sinks, _distance(tile, task, wide))
+        )
+        if task.received:
+            received[tile.b, tile.h, tile.keys] += rows.total.reciprocal().mT.matmul(rows.exp).squeeze(-2)
+        if v.shape[-1]:
+            values = v_wide[_keys(tile)]
+            sums = grouped(_dropped(rows.exp, task, i), values).matmul(values)
+            out[at] = (sums.view(*rows.exp.shape[:3], -1) / rows.total).to(v.dtype)
+    return out, raw, received
+
+
+def backward(
+    g_out: Tensor, g_raw: Tensor, g_received: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, task: Task
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients in q, k, v and the score's bias (empty without one), from those of what `forward` returned."""
+    wide, bias = working_dtype(q.dtype), task.score.bias
+    g_q, g_k, g_v = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) for x in (q, k, v))
+    g_bias = torch.zeros(0 if bias is None else bias.shape, dtype=wide, device=q.device)
+    g_raw = g_raw.masked_fill(lse == -math.inf, 0)  # a row that sees nothing has no gradient, whatever is asked of it
+    k, v = k.to(wide), v.to(wide)
+    for i, tile in _tiles(q, k, task):
+        at, below = (tile.b, tile.h, tile.rows), _keys(tile)
+        queries, keys, values, g = q[at].to(wide), k[below], v[below], grouped(g_out[at].to(wide), v[below])
+        rows = softmax_rows(tile, queries, keys, task.score, task.visible, lse[at])
+        g_v[below] += grouped(_dropped(rows.exp, task, i), values).mT.matmul(g)
+        g_weights = _dropped(g.matmul(values.mT).view_as(rows.exp), task, i)
+        if task.received:
+            g_weights = g_weights + g_received[tile.b, tile.h, None, tile.keys]
+        distance = _distance(tile, task, wide)
+        g_logits = grad_logits(rows, g_weights, g_raw[(slice(None), *at)], task.sinks, distance)
+        if bias is not None:
+            part = tile.of(g_bias)
+            part += g_logits.sum_to_size(part.shape)
+        g_products = grouped(task.score.grad_products(g_logits, rows.products), keys)
+        g_q[at] = g_products.matmul(keys).view_as(queries)
+        g_k[below] += g_products.mT.matmul(grouped(queries, keys))
+    return g_q.to(q.dtype), g_k.to(q.dtype), g_v.to(q.dtype), g_bias
+
+
+def _tiles(q: Tensor, k: Tensor, task: Task) -> Iterator[tuple[int, Tile]]:
+    """The tiles that see any key, numbered; rows that see none keep what they began with."""
+    for i, tile in enumerate(tiles(task.visible, q.shape[0], q.shape[1], k.shape[1])):
+        if tile.keys.stop > tile.keys.start:
+            yield i, tile
+
+
+def _keys(tile: Tile) -> tuple[slice, slice, slice]:
+    return tile.b, tile.kv, tile.keys
+
+
+def _unseen(q: Tensor, wide: torch.dtype, task: Task) -> Tensor:
+    """The raw statistics of rows that see nothing."""
+    raw = torch.zeros(1 if task.sinks is None else len(RAW), *q.shape[:3], dtype=wide, device=q.device)
+    raw[0] = -math.inf
+    if task.sinks is not None:
+        raw[RAW.index("max_logit")] = -math.inf
+        raw[RAW.index("sink")] = math.nan
+    return raw
+
+
+def _distance(tile: Tile, task: Task, wide: torch.dtype) -> Tensor | None:
+    """|position of the query - position of the key| over the tile, or None where it is not measured."""
+    if not task.distance or task.sinks is None:
+        return None
+    q, k = task.visible.positions_of_queries(), task.visible.positions_of_keys()
+    return (tile.of(q[..., :, None]) - tile.of(k[..., None, :])).abs().to(wide)
+
+
+def _dropped(x: Tensor, task: Task, index: int) -> Tensor:
+    """`x` (b, h, r, K) with entries dropped and the rest scaled up; the same ones at each call for a tile."""
+    if not task.dropout or task.seed is None:
+        return x
+    generator = torch.Generator(x.device).manual_seed(int(task.seed) + index)
+    kept = torch.empty_like(x).bernoulli_(1 - task.dropout, generator=generator)
+    return x * kept / (1 - task.dropout) if task.dropout < 1 else torch.zeros_like(x)

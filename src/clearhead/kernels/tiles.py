@@ -1,0 +1,91 @@
+"""How an attention matrix that is never held whole is walked: rectangles of rows, sized to stay in cache."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clearhead.kernels.visible import Visible, cut
+from clearhead.patterns import ALL, NONE, block_layout
+
+ROWS = 128
+KEYS = 64
+PAIRS = 1 << 19
+"""Logits held at a time: 2 MiB in float32, about a core's second-level cache."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some samples, some key heads and the query heads they serve, some rows, and a range of keys they may see.
+
+    `free` means that the pattern allows every pair of the tile, `unpadded` that padding does not reach into it.
+    """
+
+    b: slice
+    kv: slice
+    h: slice
+    rows: slice
+    keys: slice
+    free: bool
+    unpadded: bool
+
+    def pairs(self, visible: Visible) -> Tensor | None:
+        """The visible pairs of the tile, (b, h, rows, keys) by broadcasting; None: all of them."""
+        where = (self.b, self.h, self.rows, self.keys)
+        return visible.pairs(*where, pattern=not self.free, padding=not self.unpadded)
+
+    def of(self, x: Tensor) -> Tensor:
+        """The tile of a tensor that broadcasts to (B, H, Nq, Nk)."""
+        for axis, part in enumerate((self.b, self.h, self.rows, self.keys)):
+            x = cut(x, axis, part)
+        return x
+
+
+def tiles(visible: Visible, samples: int, heads: int, kv_heads: int) -> Iterator[Tile]:
+    """Tiles that hold every visible pair exactly once. Each row lies in one tile, with all its keys."""
+    group = heads // kv_heads
+    rows = max(1, min(visible.n_queries, ROWS, max(16, PAIRS // max(1, group * visible.n_keys))))
+    units = max(1, PAIRS // max(1, group * rows * visible.n_keys))  # (sample, key head) pairs in a tile
+    step_b, step_kv = (units // kv_heads, kv_heads) if units >= kv_heads else (1, units)
+    reaches = _Reaches(visible, rows)
+    for b in range(0, samples, step_b):
+        part = slice(b, min(samples, b + step_b))
+        for row in range(0, visible.n_queries, rows):
+            span = slice(row, min(visible.n_queries, row + rows))
+            keys, free, unpadded = reaches.of(part, span)
+            for kv in range(0, kv_heads, step_kv):
+                stop = min(kv_heads, kv + step_kv)
+                yield Tile(part, slice(kv, stop), slice(kv * group, stop * group), span, keys, free, unpadded)
+
+
+class _Reaches:
+    """Which keys each block of rows may see, from the pattern's block layout and the lengths."""
+
+    def __init__(self, visible: Visible, rows: int) -> None:
+        self.visible, self.step = visible, rows
+        if visible.n_keys and visible.n_queries:
+            positions = visible.positions_of_queries(), visible.positions_of_keys()
+            layout = block_layout(visible.pattern, *positions, rows, KEYS)
+            least, most = layout.amin(1).cpu(), layout.amax(1).cpu()  # over heads: a tile spans several
+            at = torch.arange(layout.shape[-1])
+            seen = most != NONE
+            self.first = at.where(seen, layout.shape[-1]).amin(-1)  # (B or 1, row blocks)
+            self.behind = (at + 1).where(seen, 0).amax(-1)
+            self.all = least == ALL
+
+    def of(self, part: slice, rows: slice) -> tuple[slice, bool, bool]:
+        """The keys that some sample of `part` sees from `rows`; are all allowed; is no padding among them?"""
+        lengths_q, lengths_k = self.visible.q_lengths, self.visible.k_lengths
+        if not self.visible.n_keys:
+            return slice(0, 0), True, True
+        block = rows.start // self.step
+        first, behind, allowed = (x if x.shape[0] == 1 else x[part] for x in (self.first, self.behind, self.all))
+        lo, hi = int(first[:, block].min()), int(behind[:, block].max())
+        free = bool(allowed[:, block, lo:hi].all())
+        end = self.visible.n_keys if lengths_k is None else int(lengths_k[part].max())
+        keys = slice(min(lo * KEYS, end), max(min(lo * KEYS, end), min(hi * KEYS, end)))
+        unpadded = (lengths_k is None or int(lengths_k[part].min()) >= keys.stop) and (
+            lengths_q is None or int(lengths_q[part].min()) >= rows.stop
+        )
+        return keys, free, unpadded

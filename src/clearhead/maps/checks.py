@@ -1,0 +1,136 @@
+"""What a mechanism requires of its tensors, and the sentences it says when they do not fit."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clearhead.errors import InputError, ShapeError
+from clearhead.kernels import Visible
+from clearhead.patterns import Pattern
+
+_LAYOUTS = {2: "(N, D)", 3: "(B, N, D)", 4: "(B, H, N, D)"}
+
+
+def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
+    """Raise where q and k cannot be multiplied, naming the tensor and the axis."""
+    for name, x in (("q", q), ("k", k)):
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
+        if not x.is_floating_point():
+            raise InputError(f"{name} is {x.dtype}; attention needs floating-point numbers: write {name}.float()")
+        if x.dim() not in _LAYOUTS:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; expected {' or '.join(_LAYOUTS.values())}")
+    if q.dim() != k.dim():
+        raise ShapeError(f"q has {q.dim()} axes and k has {k.dim()}; give both {_LAYOUTS[q.dim()]}")
+    if q.dtype != k.dtype:
+        raise InputError(f"q is {q.dtype} and k is {k.dtype}; write k.to(q.dtype) or q.to(k.dtype)")
+    if q.device != k.device:
+        raise InputError(f"q is on {q.device} and k is on {k.device}; write k.to(q.device)")
+    _check_axes(q, k)
+
+
+def _check_axes(q: Tensor, k: Tensor) -> None:
+    shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}"
+    if q.shape[-1] != k.shape[-1]:
+        raise ShapeError(f"{shapes}: the last axis, the width of a head, must be the same")
+    if q.dim() > 2 and q.shape[0] != k.shape[0]:
+        raise ShapeError(f"{shapes}: axis 0, the samples, must be the same; write k.expand({q.shape[0]}, …)")
+    if q.dim() == 4 and (not k.shape[1] or q.shape[1] % k.shape[1]):
+        raise ShapeError(f"{shapes}: axis 1, the {q.shape[1]} heads of q, must be a multiple of k's {k.shape[1]}")
+
+
+def visible_pairs(
+    q: Tensor,
+    k: Tensor,
+    pattern: Pattern,
+    lengths: Any,
+    mask: Tensor | None,
+    q_positions: Tensor | None,
+    k_positions: Tensor | None,
+) -> Visible:
+    """Who sees whom, from what came with the call; q (B, H, Nq, D) and k (B, Hkv, Nk, D) have been checked."""
+    b, h, n_queries, n_keys = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
+    if mask is not None:
+        mask = _check_mask(mask, (b, h, n_queries, n_keys), q.device)
+    if k_positions is not None and q_positions is None:
+        raise InputError("k_positions came without q_positions; give both")
+    if q_positions is not None:
+        q_positions = _check_positions("q_positions", q_positions, (b, h, n_queries), q.device)
+    if k_positions is not None:
+        k_positions = _check_positions("k_positions", k_positions, (b, h, n_keys), q.device)
+    sides = _check_lengths(lengths, b, n_queries, n_keys, q.device)
+    return Visible(pattern, n_queries, n_keys, q.device, mask, *sides, q_positions, k_positions)
+
+
+def _check_mask(mask: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise InputError(f"mask is {mask.dtype}; it must be boolean, True = may attend (an additive mask is a bias)")
+    return _broadcastable("mask", mask, shape, device)
+
+
+def _check_positions(name: str, at: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if at.is_floating_point() or at.dtype == torch.bool:
+        raise InputError(f"{name} is {at.dtype}; positions are whole numbers")
+    return _broadcastable(name, at, shape, device).to(torch.int64)
+
+
+def _broadcastable(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """`x` with all axes of `shape`, each of full size or 1; the last axis in full where `shape` says positions."""
+    full = x.reshape((1,) * (len(shape) - x.dim()) + x.shape) if x.dim() <= len(shape) else x
+    if full.dim() > len(shape) or any(have not in (1, want) for have, want in zip(full.shape, shape, strict=True)):
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; it must broadcast to {shape}")
+    if x.device != device:
+        raise InputError(f"{name} is on {x.device}, q is on {device}; write {name}.to('{device}')")
+    return full if len(shape) == 4 else full.expand(*full.shape[:-1], shape[-1])
+
+
+def check_bias(bias: Tensor | None, q: Tensor | None = None, k: Tensor | None = None) -> Tensor | None:
+    """A score's bias with all four axes; with q and k, of a shape that fits them."""
+    if bias is None:
+        return None
+    if not bias.is_floating_point():
+        raise InputError(f"bias is {bias.dtype}; it must be floating-point (a boolean tensor is a mask)")
+    if q is None or k is None:
+        return bias
+    return _broadcastable("bias", bias, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), q.device)
+
+
+def _check_lengths(lengths: Any, b: int, n_queries: int, n_keys: int, device: torch.device) -> tuple[Any, Any]:
+    if not isinstance(lengths, tuple):
+        if lengths is None:
+            return None, None
+        if n_queries != n_keys:
+            raise ShapeError(
+                f"lengths is one tensor, but there are {n_queries} queries and {n_keys} keys; "
+                "give a pair (query lengths or None, key lengths)"
+            )
+        one = _check_length("lengths", lengths, b, n_keys, device)
+        return one, one
+    if len(lengths) != 2:
+        raise InputError(f"lengths is a tuple of {len(lengths)}; give a tensor or a pair (queries, keys)")
+    queries, keys = lengths
+    return (
+        None if queries is None else _check_length("lengths[0]", queries, b, n_queries, device),
+        None if keys is None else _check_length("lengths[1]", keys, b, n_keys, device),
+    )
+
+
+def _check_length(name: str, lengths: Tensor, b: int, n: int, device: torch.device) -> Tensor:
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise InputError(f"{name} is {kind}; it must be a tensor of whole numbers, one for each sample")
+    if lengths.shape != (b,):
+        raise ShapeError(f"{name} has shape {tuple(lengths.shape)}; expected ({b},), one length for each sample")
+    if lengths.device != device:
+        raise InputError(f"{name} is on {lengths.device}, q is on {device}; write {name}.to('{device}')")
+    if _readable(lengths) and b and not (int(lengths.min()) >= 0 and int(lengths.max()) <= n):
+        raise ShapeError(f"{name} holds {lengths.tolist()}; each must be between 0 and the {n} tokens there are")
+    return lengths
+
+
+def _readable(x: Tensor) -> bool:
+    """Can the values be looked at here and now: on the CPU, and neither traced nor batched by vmap?"""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_batchedtensor(x)

@@ -1,0 +1,284 @@
+"""Softmax attention: softmax(softcap(q · k · scale) + bias) over the visible keys (Vaswani 2017).
+
+Shapes: B samples, H heads, Hkv key heads, Nq queries, Nk keys, D width.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from clearhead.errors import InputError
+from clearhead.kernels import (
+    Call,
+    Explanation,
+    Score,
+    Statistics,
+    Task,
+    Tile,
+    Visible,
+    choose,
+    describe,
+    sdpa,
+    softmax_rows,
+    stream,
+    tiles,
+    working_dtype,
+)
+from clearhead.kernels import explain as explain_call
+from clearhead.maps.base import AttentionMap, Strip, with_axes
+from clearhead.maps.cache import GrowingCache
+from clearhead.maps.checks import check_bias, check_queries_and_keys, visible_pairs
+from clearhead.patterns import Pattern, everything
+
+
+class SoftmaxMap(AttentionMap):
+    """The map of a softmax mechanism."""
+
+    def __init__(self, q: Tensor, k: Tensor, visible: Visible, score: Score, axes: int, distance: bool) -> None:
+        super().__init__(q, k, axes)
+        self._q, self._k = visible.clean(q, visible.q_lengths), visible.clean(k, visible.k_lengths)
+        self._visible, self._score, self._distance = visible, score, distance
+
+    def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
+        """Which kernel computes this map's product with values of width `v_dim`, and why not each other one."""
+        return explain_call(self._call(self._q.shape[-1] if v_dim is None else v_dim, dropout, statistics))
+
+    def _call(self, v_dim: int, dropout: float, statistics: bool) -> Call:
+        options = {"dropout": dropout, "statistics": statistics}
+        return describe(self._q, self._k, v_dim, self._visible, self._score, **options)
+
+    def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
+        see = self._visible
+        v = see.clean(v, see.k_lengths)
+        if choose(self._call(v.shape[-1], dropout, statistics)) == "sdpa":
+            return see.clean(sdpa(self._q, self._k, v, see, self._score, dropout), see.q_lengths), None
+        sinks = see.first_key() if statistics else None
+        out, raw, _ = stream(self._q, self._k, v, self._task(see, self._score, sinks, dropout))
+        out = see.clean(out, see.q_lengths)
+        return out, Statistics.of(raw, None, distance=self._distance) if statistics else None
+
+    def _task(self, see: Visible, score: Score, sinks: Tensor | None, dropout: float = 0.0, **options: Any) -> Task:
+        # the seed comes from the global generator, so that torch.manual_seed decides and checkpointing repeats it
+        seed = torch.randint(2**62, ()) if dropout else None
+        distance = self._distance and sinks is not None
+        return Task(see, score, dropout, seed, sinks, distance=distance, **options)
+
+    def _selected(self, rows: Tensor) -> tuple[Tensor, Visible, Score]:
+        """Queries, visibility and score of some rows alone."""
+        bias = self._score.bias
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias.index_select(2, rows)
+        score = Score(self._score.scale, self._score.softcap, bias)
+        return self._q.index_select(2, rows), self._visible.take(rows), score
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        q, see, score = self._selected(rows)
+        b, h, n_queries, n_keys = (*self._full[:2], len(rows), self._full[3])
+        if not n_keys:
+            return q.new_zeros(b, h, n_queries, 0, dtype=working_dtype(q.dtype))
+        everywhere = (slice(0, b), slice(0, self._kv_heads), slice(0, h), slice(0, n_queries), slice(0, n_keys))
+        return self._softmax(Tile(*everywhere, free=False, unpadded=False), q, see, score)
+
+    def _softmax(self, tile: Tile, q: Tensor, see: Visible, score: Score) -> Tensor:
+        wide = working_dtype(q.dtype)
+        queries, keys = q[tile.b, tile.h, tile.rows].to(wide), self._k[tile.b, tile.kv, tile.keys].to(wide)
+        return softmax_rows(tile, queries, keys, score, see).weights
+
+    def _strips(self) -> Iterator[Strip]:
+        for tile in tiles(self._visible, *self._full[:2], self._kv_heads):
+            if tile.keys.stop > tile.keys.start:
+
+                def weights(tile: Tile = tile) -> Tensor:
+                    return self._softmax(tile, self._q, self._visible, self._score)
+
+                yield Strip(tile.b, tile.h, tile.rows, tile.keys, weights)
+
+    def _statistics(self, rows: Tensor | None, sinks: Tensor | None) -> Statistics:
+        named = self._visible.first_key() if sinks is None else sinks[None]
+        nothing = self._k.new_zeros(*self._k.shape[:3], 0)
+        if rows is None:
+            task = self._task(self._visible, self._score, named, received=True)
+            _, raw, received = stream(self._q, self._k, nothing, task)
+            return Statistics.of(raw, received, distance=self._distance)
+        q, see, score = self._selected(rows)
+        _, raw, _ = stream(q, self._k, nothing, self._task(see, score, named))
+        return Statistics.of(raw, None, distance=self._distance)
+
+
+class Softmax(nn.Module):
+    """The mechanism softmax(softcap(q · k · scale) + bias) over the keys that `pattern` lets a query see.
+
+    Args:
+        pattern: who may attend to whom; everything if None.
+        scale: what products are multiplied by; 1/√D if None (Vaswani 2017).
+        softcap: c bounds the scaled products by c · tanh(s / c) (Gemma 2); none if None.
+        bias: float tensor broadcastable to (B, H, Nq, Nk), added to the logits, read by row and column; may be an
+            nn.Parameter. A key whose bias is -inf is not seen.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.pattern, self.scale, self.softcap = _pattern(pattern), scale, _softcap(softcap)
+        if isinstance(bias, nn.Parameter):
+            self.bias: Tensor | None = check_bias(bias)
+        else:
+            self.register_buffer("bias", None if bias is None else check_bias(bias), persistent=False)
+
+    def extra_repr(self) -> str:
+        """The arguments that would make this mechanism again."""
+        parts = [repr(self.pattern)]
+        parts += [f"{name}={value}" for name in ("scale", "softcap") if (value := getattr(self, name)) is not None]
+        return ", ".join(parts + ([] if self.bias is None else [f"bias={tuple(self.bias.shape)}"]))
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        pattern: Pattern | None = None,
+        lengths: Any = None,
+        mask: Tensor | None = None,
+        q_positions: Tensor | None = None,
+        k_positions: Tensor | None = None,
+    ) -> SoftmaxMap:
+        """The attention map of queries (B, H, Nq, D) and keys (B, Hkv, Nk, D), H a multiple of Hkv.
+
+        Args:
+            pattern: of this batch; and-ed with the mechanism's own.
+            lengths: right padding, (B,) for both sides, or a pair (queries, keys) of which either may be None.
+            mask: boolean, True = may attend, broadcastable to (B, H, Nq, Nk).
+            q_positions, k_positions: where queries and keys stand, broadcastable to (B, H, N); by default their ends
+                line up, counted without padding.
+
+        Raises ShapeError or InputError, naming the tensor, where they do not fit.
+        """
+        both = self.pattern if pattern is None else _both(self.pattern, _pattern(pattern))
+        call = (both, lengths, mask, q_positions, k_positions)
+        return _softmax_map(q, k, self.scale, self.softcap, self.bias, *call)
+
+    def cache(self) -> GrowingCache:
+        """An empty cache for decoding step by step with this mechanism."""
+        return GrowingCache(self)
+
+
+def _pattern(pattern: Pattern | None) -> Pattern:
+    if pattern is None:
+        return everything()
+    if not isinstance(pattern, Pattern):
+        raise InputError(f"pattern is {pattern!r}; it must be a Pattern such as ch.causal() (a tensor is a mask)")
+    return pattern
+
+
+def _both(own: Pattern, given: Pattern) -> Pattern:
+    """own & given, kept simple so that kernels recognise plain shapes."""
+    if isinstance(given, everything) or own == given:
+        return own
+    return given if isinstance(own, everything) else own & given
+
+
+def _softcap(softcap: float | None) -> float | None:
+    if softcap is not None and not softcap > 0:
+        raise InputError(f"softcap is {softcap}; it must be positive, or None for no cap")
+    return softcap
+
+
+def _softmax_map(
+    q: Tensor,
+    k: Tensor,
+    scale: float | None,
+    softcap: float | None,
+    bias: Tensor | None,
+    pattern: Pattern,
+    lengths: Any,
+    mask: Tensor | None,
+    q_positions: Tensor | None,
+    k_positions: Tensor | None,
+) -> SoftmaxMap:
+    check_queries_and_keys(q, k)
+    axes = q.dim()
+    q, k = with_axes(q), with_axes(k)
+    visible = visible_pairs(q, k, pattern, lengths, mask, q_positions, k_positions)
+    score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, check_bias(bias, q, k))
+    # keys alone have lengths in cross-attention, where queries and keys stand on different axes
+    distance = q_positions is not None or not (isinstance(lengths, tuple) and lengths[0] is None)
+    return SoftmaxMap(q, k, visible, score, axes, distance)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | None = None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    statistics: bool = False,
+    **call: Any,
+) -> Any:
+    """softmax(softcap(q · kᵀ · scale) + bias) v over the visible keys: `Softmax(pattern, …)(q, k, …) @ v` in one step.
+
+    Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv), out (B, H, Nq, Dv); or all (B, N, D); or all (N, D).
+    Options are those of the mechanism (`Softmax`), of its call (`lengths`, `mask`, positions) and of
+    `AttentionMap.apply` (`dropout`, `statistics`: then returns (output, Statistics)).
+    """
+    if (
+        pattern is None
+        and not call
+        and q.shape == k.shape == v.shape
+        and len(q.shape) == 4
+        and scale is softcap is bias is None
+        and not (dropout or statistics)
+        and q.dtype is k.dtype is v.dtype
+        and q.is_floating_point()
+        and q.device == k.device == v.device
+    ):
+        return scaled_dot_product_attention(q, k, v)
+    A = _attention_map(q, k, pattern, scale, softcap, bias, **call)
+    return A.apply(v, dropout, statistics)
+
+
+def _attention_map(
+    q: Tensor,
+    k: Tensor,
+    pattern: Pattern | None,
+    scale: float | None,
+    softcap: float | None,
+    bias: Tensor | None,
+    *,
+    lengths: Any = None,
+    mask: Tensor | None = None,
+    q_positions: Tensor | None = None,
+    k_positions: Tensor | None = None,
+) -> SoftmaxMap:
+    call = (lengths, mask, q_positions, k_positions)
+    return _softmax_map(q, k, scale, _softcap(softcap), bias, _pattern(pattern), *call)
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    pattern: Pattern | None = None,
+    *,
+    v_dim: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    statistics: bool = False,
+    **call: Any,
+) -> Explanation:
+    """Which kernel `attend` runs for these tensors and options, and why each other one does not; prints as a table."""
+    A = _attention_map(q, k, pattern, scale, softcap, bias, **call)
+    return A.explain(v_dim, dropout, statistics)

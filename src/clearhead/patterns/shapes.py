@@ -1,0 +1,118 @@
+"""Patterns made of integers. They are classes spelled like functions, because they are read inside expressions."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clearhead.errors import InputError
+from clearhead.patterns.base import Pattern, verdict
+
+
+@dataclass(frozen=True)
+class everything(Pattern):
+    """Every query sees every key: full attention."""
+
+    def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return torch.ones_like(q - k, dtype=torch.bool)
+
+    def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        true = torch.ones_like(q_lo - k_lo, dtype=torch.bool)
+        return verdict(true, true)
+
+
+@dataclass(frozen=True)
+class causal(Pattern):
+    """Each query sees itself and the past: the self-attention of decoders (Vaswani 2017)."""
+
+    def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return k <= q
+
+    def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        return verdict(k_lo < q_hi, k_hi - 1 <= q_lo)
+
+
+@dataclass(frozen=True)
+class window(Pattern):
+    """Each query sees `before` positions before itself, itself, and `after` behind (as many as before, if not said).
+
+    A sliding window of W keys up to the query itself is `window(W - 1, 0)`.
+    """
+
+    before: int
+    after: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole("window", "before", self.before, 0)
+        if self.after is not None:
+            _whole("window", "after", self.after, 0)
+
+    def __repr__(self) -> str:
+        return f"window({self.before})" if self.after is None else f"window({self.before}, {self.after})"
+
+    def _reach(self) -> tuple[int, int]:
+        return -(self.before if self.after is None else self.after), self.before
+
+    def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        least, most = self._reach()
+        back = q - k
+        return (back >= least) & (back <= most)
+
+    def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        least, most = self._reach()
+        nearest, farthest = q_lo - (k_hi - 1), q_hi - 1 - k_lo  # the range of q - k, all of whose values occur
+        return verdict((nearest <= most) & (farthest >= least), (nearest >= least) & (farthest <= most))
+
+
+@dataclass(frozen=True)
+class chunks(Pattern):
+    """Each query sees its own chunk of `size` positions: block-local attention."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _whole("chunks", "size", self.size, 1)
+
+    def __repr__(self) -> str:
+        return f"chunks({self.size})"
+
+    def _chunk(self, position: Tensor) -> Tensor:
+        return torch.div(position, self.size, rounding_mode="floor")
+
+    def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self._chunk(q) == self._chunk(k)
+
+    def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        q_first, q_last = self._chunk(q_lo), self._chunk(q_hi - 1)
+        k_first, k_last = self._chunk(k_lo), self._chunk(k_hi - 1)
+        one = (q_first == q_last) & (k_first == k_last)
+        return verdict((q_first <= k_last) & (k_first <= q_last), one & (q_first == k_first))
+
+
+@dataclass(frozen=True)
+class first(Pattern):
+    """The first `n` positions see all and are seen by all: global tokens, attention sinks (Xiao 2023)."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _whole("first", "n", self.n, 1)
+
+    def __repr__(self) -> str:
+        return f"first({self.n})"
+
+    def _holds(self, position: Tensor) -> Tensor:
+        return (position >= 0) & (position < self.n)
+
+    def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self._holds(q) | self._holds(k)
+
+    def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        meets = (q_lo < self.n) & (q_hi > 0) | (k_lo < self.n) & (k_hi > 0)
+        inside = (q_lo >= 0) & (q_hi <= self.n) | (k_lo >= 0) & (k_hi <= self.n)
+        return verdict(meets, inside)
+
+
+def _whole(pattern: str, argument: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{pattern}: {argument} is {value!r}; it must be a whole number of at least {least}")
