@@ -98,12 +98,14 @@ class Layout:
         width, height = (max(side * n / longest, side / 8, 0.4) for n in (keys, queries))
         return cls(lines, rows, columns, width, height)
 
-    def figure(self, title: str | None) -> tuple[Figure, np.ndarray]:
+    def figure(self, title: str | None) -> tuple[Figure, Any]:
         """The empty figure, and its axes: (lines, longest line)."""
         down, across = len(self.lines), max(map(len, self.lines))
         rows, columns = self.row_ticks(self.lines[0][0]), self.column_ticks(self.lines[-1][0])
         width = across * (self.width + 0.1) + rows.inches + 1.4
-        height = down * (self.height + 0.25) + (columns.inches if columns.turned else 0.15) + (0.85 if title else 0.45)
+        height = (
+            down * (self.height + 0.25) + (columns.inches if any(columns.turned) else 0.2) + (0.85 if title else 0.45)
+        )
         figure = Figure((max(width, 4.0), max(height, 1.4)), dpi=160, layout="compressed", facecolor="white")
         return figure, figure.subplots(down, across, squeeze=False)
 

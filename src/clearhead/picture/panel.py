@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from clearhead.picture.colour import LIGHT, NOT_FINITE
 from clearhead.picture.ticks import INK
 
 EDGE = "#c9c8d1"
-HATCH = {"facecolor": NOT_FINITE, "edgecolor": "white", "hatch": "/////"}
+HATCH: dict[str, Any] = {"facecolor": NOT_FINITE, "edgecolor": "white", "hatch": "/////"}
 DECADES = 1e-6  # of the largest weight: what a logarithmic scale still tells from zero
 NUMBERED = 12  # positions of an axis up to which a picture has room for numbers in its cells
 
@@ -62,7 +63,7 @@ def draw(axes: Axes, panel: Panel, scale: Scale) -> AxesImage:
     """Draw the cells of `panel`, in units of positions however many of them a cell stands for."""
     cells = np.ma.masked_invalid(panel.values)
     if isinstance(scale.norm, LogNorm):
-        cells = np.ma.maximum(cells, scale.norm.vmin)  # a logarithm would mask zeros as if they were not numbers
+        cells = np.ma.maximum(cells, scale.norm.vmin or 0.0)  # a logarithm would mask zeros as if they were not numbers
     if cells.mask.any():
         axes.patch.set(**HATCH, linewidth=0)  # masked cells are holes, and this is what shows through
     axes.spines[:].set(color=EDGE, linewidth=0.6)

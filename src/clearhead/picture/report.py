@@ -1,0 +1,101 @@
+"""The report of a training: scores, curves, predictions and attention, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clearhead.errors import InputError
+from clearhead.picture import curves as courses
+from clearhead.picture import examples as predictions
+from clearhead.picture import explorer
+from clearhead.picture.page import Markup, join, page, tag
+
+CAVEAT = "Published figures are for the same dictionary, but not on this split: compare them with care."
+BAR = 120  # the width of a bar that stands for 100 %
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def training_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    subtitle: str,
+    scores: Records,
+    curves: Records,
+    examples: Records,
+    attention: Records,
+) -> None:
+    """Write the report to `path`: one HTML file, legible in light, in dark, on a telephone and on paper.
+
+    - `scores`: {"name", "value", "note", "published"}; the value is a fraction, or None where it was not measured.
+    - `curves`: the records of metrics.jsonl, {"step", "epoch", "seconds", "train_loss", ...}; a key may be missing.
+    - `examples`: {"source", "prediction": symbols, "references": [symbols, ...]}.
+    - `attention`: {"title", "maps": {module path: (H, Nq, Nk)}, "axes": {module path: (row labels, column labels)}}.
+
+    Raises InputError for values that are no numbers and examples without a reference, ShapeError for maps that are not
+    (H, Nq, Nk) and labels that do not fit them.
+    """
+    charts, points = courses.draw(curves)
+    data = {"charts": points, "attention": explorer.pack(attention)}
+    body = join(
+        _header(title, subtitle),
+        tag(
+            "main",
+            _section("Scores", _scores(scores), "Share of mistakes; less is better."),
+            _section("Training", charts, courses.course(curves)),
+            _section("Predictions", predictions.table(examples), "The nearest of the right answers stands below."),
+            _section(
+                "Attention",
+                explorer.shell(attention),
+                "Each row is a query; it shares its attention, 1 in all, among the keys.",
+            ),
+        ),
+    )
+    Path(path).write_bytes(page(title, body, data))
+
+
+def _header(title: str, subtitle: str) -> Markup:
+    button = tag("button", "dark", id="theme", type="button", hidden="")
+    links = [tag("a", name, href=f"#{name.lower()}") for name in ("Scores", "Training", "Predictions", "Attention")]
+    return tag(
+        "header", tag("div", tag("h1", title), tag("p", subtitle)), tag("nav", *links, button, aria_label="Sections")
+    )
+
+
+def _section(name: str, content: Markup, words: str) -> Markup:
+    return tag("section", tag("h2", name), tag("p", words, class_="muted"), content, id=name.lower())
+
+
+def _scores(scores: Records) -> Markup:
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("", "error", "", "note"))))
+    table = tag("table", head, tag("tbody", *map(_score, scores)), class_="scores")
+    caveat = [tag("p", CAVEAT, class_="caveat")] if any(score["published"] for score in scores) else []
+    return join(tag("div", table, class_="wide"), *caveat)
+
+
+def _score(score: Mapping[str, Any]) -> Markup:
+    value, name = score["value"], score["name"]
+    if value is not None and not (isinstance(value, int | float) and value >= 0):
+        raise InputError(
+            f"scores: {name!r} is {value!r}, expected a fraction such as 0.328, or None where it was not measured"
+        )
+    origin = tag("span", "published" if score["published"] else "this model", class_="origin")
+    said = "not measured" if value is None else f"{100 * value:.2f} %"
+    return tag(
+        "tr",
+        tag("th", name, " ", origin, scope="row"),
+        tag("td", said, class_="number" if value is not None else "number absent"),
+        tag("td", _bar(value) if value is not None else ""),
+        tag("td", score["note"], class_="muted"),
+        class_="published" if score["published"] else "ours",
+    )
+
+
+def _bar(value: float) -> Markup:
+    whole = tag("rect", width=BAR, height=8, rx=2, class_="whole")
+    part = tag("rect", width=round(BAR * min(value, 1.0), 1), height=8, rx=2, class_="part")
+    return tag("svg", whole, part, viewBox=f"0 0 {BAR} 8", width=BAR, height=8, class_="bar", aria_hidden="true")

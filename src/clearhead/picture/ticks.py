@@ -15,40 +15,43 @@ _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 @dataclass(frozen=True)
 class Ticks:
-    """The positions that are named, their names, the size of the type in points, and whether it is turned upright."""
+    """The positions that are named, their names, which of these are turned, and the size of the type in points."""
 
     shown: range
     texts: list[str]
+    turned: list[bool]
     size: float
-    turned: bool
 
     @classmethod
     def of(cls, labels: Sequence[str] | None, count: int, inches: float, vertical: bool) -> Ticks:
         """Names for `count` positions along `inches`: all where there is room, else every 2nd, 5th, 10th ...
 
-        Without labels, positions count from 0; numbers stay level, and get sparser instead of turning.
+        Names wider than their place are turned, and where these are many, all are. Without labels, positions count
+        from 0; numbers stay level, and get sparser instead.
         """
         texts = [visible(label) for label in labels] if labels is not None else [str(i) for i in range(count)]
         pitch = inches / count
         size = min(max(pitch * 72 * 0.7, 6.5), 9.5)
-        wide = _inches(texts, size) + 0.06
-        least = wide if labels is None and not vertical else LINE
-        shown = range(0, count, step(least / pitch))
-        return cls(shown, [texts[i] for i in shown], size, labels is not None and not vertical and wide > pitch)
+        level = vertical or labels is None
+        shown = range(0, count, step((_inches(texts, size) if level and not vertical else LINE) / pitch))
+        wide = [not level and _inches([texts[i]], size) > pitch for i in shown]
+        turned = [True] * len(wide) if sum(wide) > len(wide) / 4 else wide
+        return cls(shown, [texts[i] for i in shown], turned, size)
 
     @property
     def inches(self) -> float:
-        """How far the names reach out of the picture, at most."""
+        """How wide the widest name is."""
         return _inches(self.texts, self.size)
 
     def put(self, axis: Axis) -> None:
-        rotation = {"rotation": 90} if self.turned else {}
-        axis.set_ticks(list(self.shown), self.texts, fontsize=self.size, color=INK, parse_math=False, **rotation)
+        names = axis.set_ticks(list(self.shown), self.texts, fontsize=self.size, color=INK, parse_math=False)
+        for tick, turned in zip(names, self.turned, strict=True):
+            tick.label1.set_rotation(90 if turned else 0)
         axis.set_tick_params(length=0 if self.shown.step == 1 else 2.5, pad=2.5, color=MUTED, width=0.6)
 
 
 def _inches(texts: list[str], size: float) -> float:
-    return max(map(len, texts)) * size * 0.66 / 72
+    return max(map(len, texts)) * size * 0.66 / 72 + 0.06
 
 
 def step(least: float) -> int:

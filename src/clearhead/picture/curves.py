@@ -1,0 +1,115 @@
+"""The course of a training, from the records of metrics.jsonl to charts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clearhead.errors import InputError
+from clearhead.picture import chart
+from clearhead.picture.chart import Line, Point
+from clearhead.picture.page import Markup, tag
+
+MOST = 400  # points of a line before only the smallest and largest of each stretch are kept
+CLOCK = ("step", "epoch", "seconds")
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What belongs into one chart: keys of the records and their names, how values are written, whether 0 is shown."""
+
+    title: str
+    keys: Mapping[str, str]
+    form: str = "{:.4g}"
+    from_zero: bool = True
+
+
+CHARTS = (
+    Chart("Loss", {"train_loss": "training", "valid_loss": "validation"}, from_zero=False),
+    Chart(
+        "Validation error",
+        {
+            "valid_wer": "words",
+            "valid_per": "phonemes",
+            "valid_wer_without_stress": "words, without stress",
+            "valid_per_without_stress": "phonemes, without stress",
+        },
+        form="{:.1%}",
+    ),
+    Chart("Learning rate", {"learning_rate": "last"}, form="{:.3g}"),
+    Chart("Throughput", {"tokens_per_second": "tokens a second, last"}, form="{:,.0f}"),
+)
+
+
+def draw(records: Records) -> tuple[Markup, list[dict[str, Any]]]:
+    """The charts of `records`, and what the page's script needs to read out those that have points.
+
+    What no record holds is said to be not measured. Keys that belong to none of the charts get one each.
+
+    Raises InputError for a record without a step, and for a value that is no number.
+    """
+    for i, record in enumerate(records):
+        if not _is_number(record.get("step")):
+            raise InputError(
+                f"curves: record {i} has no number as its 'step', expected {{'step': 100, 'train_loss': 2.5, ...}}"
+            )
+    figures: list[Markup] = []
+    data: list[dict[str, Any]] = []
+    for each in [*CHARTS, *_others(records)]:
+        lines = [line for key, label in each.keys.items() if (line := _line(records, key, label))]
+        if any(line.points for line in lines):
+            drawn, read = chart.draw(each.title, lines, each.form, each.from_zero, len(data))
+            data.append(read)
+        else:
+            drawn = tag("p", "never finite" if lines else "not measured", class_="absent")
+        figures.append(tag("figure", tag("figcaption", each.title), drawn))
+    return tag("div", *figures, class_="charts"), data
+
+
+def course(records: Records) -> str:
+    """How long the training was, as far as the records say: "1,900 steps, 6 epochs, 4 min 45 s"."""
+    last = {key: record[key] for record in records for key in CLOCK if record.get(key) is not None}
+    minutes, seconds = divmod(round(last.get("seconds", 0)), 60)
+    parts = [f"{last['step']:,} steps"] if "step" in last else []
+    parts += [f"{last['epoch']:.3g} epochs"] if "epoch" in last else []
+    parts += [f"{minutes} min {seconds} s" if minutes else f"{seconds} s"] if "seconds" in last else []
+    return ", ".join(parts)
+
+
+def _others(records: Records) -> list[Chart]:
+    known = {*CLOCK, *(key for each in CHARTS for key in each.keys)}
+    return [
+        Chart(key, {key: "last"}) for key in dict.fromkeys(k for record in records for k in record) if key not in known
+    ]
+
+
+def _line(records: Records, key: str, label: str) -> Line | None:
+    """What the records hold under `key`; None where they hold nothing."""
+    measured = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+    for step, value in measured:
+        if not _is_number(value):
+            raise InputError(f"curves: {key!r} at step {step} is {value!r}, expected a number")
+    points = [(float(step), float(value)) for step, value in measured if math.isfinite(value)]
+    return Line(label, _thin(points), len(measured) - len(points)) if measured else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _thin(points: list[Point]) -> list[Point]:
+    """At most MOST points, among them every peak: the smallest and the largest of each stretch."""
+    if len(points) <= MOST:
+        return points
+    cuts = [i * len(points) // (MOST // 2) for i in range(MOST // 2 + 1)]
+    stretches = [points[start:end] for start, end in itertools.pairwise(cuts)]
+    return [p for s in stretches for p in sorted({min(s, key=_value), max(s, key=_value)})]
+
+
+def _value(point: Point) -> float:
+    return point[1]

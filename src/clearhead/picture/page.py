@@ -1,0 +1,64 @@
+"""One self-contained HTML page: everything in it, nothing fetched, and nothing a word can say is taken for markup.
+
+The page forbids itself every request and every script and style but its own two, which it names by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from importlib import resources
+from string import Template
+from typing import Any
+
+
+class Markup(str):
+    """Text that is HTML already. Only `tag` and `join` make it, out of escaped parts."""
+
+
+def tag(name: str, /, *children: str, **attributes: object) -> Markup:
+    """An element. Plain strings are escaped; an attribute of None is left out, and `_` in its name becomes `-`.
+
+    >>> tag("td", "a < b", class_="word")
+    '<td class="word">a &lt; b</td>'
+    """
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    opened = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
+    return Markup(f"<{name}{opened}>{join(*children)}</{name}>")
+
+
+def join(*children: str) -> Markup:
+    """Children one after the other."""
+    return Markup("".join(child if isinstance(child, Markup) else html.escape(child) for child in children))
+
+
+def void(name: str, /, **attributes: object) -> Markup:
+    """An element of HTML that has neither children nor an end, such as `input`."""
+    return Markup(tag(name, **attributes).removesuffix(f"</{name}>"))
+
+
+def page(title: str, body: Markup, data: Any) -> bytes:
+    """The page with `body`, and `data` as JSON for its script, in UTF-8 (a lone surrogate is spelt out: \\udc80)."""
+    style, script, shell = (_read(f"report.{suffix}") for suffix in ("css", "js", "html"))
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+    text = Template(shell).substitute(
+        title=html.escape(title),
+        policy=html.escape(policy, quote=False),
+        style=style,
+        script=script,
+        body=body,
+        data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
