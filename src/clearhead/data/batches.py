@@ -1,10 +1,11 @@
 """Batches by a budget of tokens, with little padding, in an order that can be taken up again anywhere.
 
-Examples are sorted by (source length, target length) and cut wherever the padded batch would pass the budget. Nearly every
-batch then has sources of one length, so that the model needs no lengths at all; targets of several lengths are
+Examples are sorted by (source length, target length) and cut wherever the padded batch would pass the budget. Nearly
+every batch then has sources of one length, so that the model needs no lengths at all; targets of several lengths are
 padded on the right, behind the end, where no row of a causal decoder looks.
 
-What each epoch draws from (seed, epoch) is which examples of the same lengths come together, and the order of the batches. The
+What each epoch draws from (seed, epoch) is which examples of the same lengths come together, and the order of the
+batches. The
 cuts depend on lengths alone: every epoch, and every rank, has the same number of batches.
 """
 
@@ -27,16 +28,24 @@ class Batch(NamedTuple):
     source_lengths: Int64[Tensor, "B"] | None
     target: Int64[Tensor, "B Nt"]
 
+    def to(self, device: torch.device) -> "Batch":
+        """On a device."""
+        lengths = None if self.source_lengths is None else self.source_lengths.to(device)
+        return Batch(self.source.to(device), lengths, self.target.to(device))
+
 
 class Batches:
     """The batches of one rank: an iterable of an epoch each time, whose state is (epoch, batches given).
 
-    budget: of tokens in a batch, source and target, padding included (an example longer than that is a batch of its own).
+    budget: of tokens in a batch, source and target, padding included (an example longer than that is a batch of its
+    own).
     shuffle: draw the order anew each epoch; without, it is by length.
-    rank, world: every world-th batch is ours. Batches are split until each rank has as many; none is dropped or repeated.
+    rank, world: every world-th batch is ours. Batches are split until each rank has as many; none is dropped or
+    repeated.
 
-    The count is of batches *as the consumer receives them*, and reads (epoch + 1, 0) while the last is being used, so that a state
-    saved at the end of any training step goes on with the next batch (Lightning saves it with its checkpoints).
+    The count is of batches *as the consumer receives them*, and reads (epoch + 1, 0) while the last is being used, so
+    that a state saved at the end of any training step goes on with the next batch (Lightning saves it with its
+    checkpoints).
     """
 
     def __init__(
@@ -98,7 +107,7 @@ def hash_seed(*numbers: int) -> int:
 
 
 def _sorting_key(examples: Examples) -> Int64[Tensor, "R"]:
-    """By source length, then by target length: up and down in turn, so that batches across two source lengths fit too."""
+    """By source length, then by target length: up and down in turn, so that neighbours across source lengths fit."""
     source, target = examples.source.lengths, examples.target.lengths
     span = int(target.max()) + 1
     return source * span + torch.where(source % 2 == 0, target, span - 1 - target)

@@ -56,6 +56,6 @@ def check_lengths(
         if len(row) > limit and not truncate:
             shown = text if len(text) <= 24 else text[:21] + "..."
             raise DataError(
-                f"line {number}: {shown!r} has {len(row)} tokens and the model reads {limit}; shorten it, or cut by truncate"
+                f"line {number}: {shown!r} has {len(row)} tokens, the model reads {limit}: shorten or truncate it"
             )
     return [list(row[:limit]) for row in tokens]

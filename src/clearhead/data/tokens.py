@@ -1,8 +1,8 @@
 """Texts as numbers, and back, with no unknown token: nothing that can be typed is lost.
 
-*Characters* have a token each; a character that training never saw is spelled by its UTF-8 bytes, all 256 of which are in
-the vocabulary, so that decoding what was encoded gives the same text for any text. *Symbols* (phonemes) are what white
-space separates; the set is closed.
+*Characters* have a token each; a character that training never saw is spelled by its UTF-8 bytes, all 256 of which are
+in the vocabulary, so that decoding what was encoded gives the same text for any text. *Symbols* (phonemes) are what
+white space separates; the set is closed.
 
 The names of the special tokens contain a blank, and are longer than a character: no text can be taken for one of them.
 """

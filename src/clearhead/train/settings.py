@@ -1,7 +1,7 @@
 """From a task's name or a YAML file, and `key=value` settings, to a checked configuration.
 
-Every mistake is one ConfigError: FILE:LINE or `--set`, the path of the key, what was wrong, and the nearest valid path, also when the
-key exists in another section.
+Every mistake is one ConfigError: FILE:LINE or `--set`, the path of the key, what was wrong, and the nearest valid path,
+also when the key exists in another section.
 """
 
 import difflib
@@ -61,7 +61,7 @@ def known_task(name: str) -> str:
 
 
 def check(tree: _Tree, settings: Sequence[str], name: str, lines: dict[str, int] | None = None) -> Config:
-    """The configuration of a nested dictionary with settings on top; `lines` are those of its keys in the file `name`."""
+    """The configuration of a nested dictionary with settings on top; `lines`: where its keys are in the file `name`."""
     where = {path: f"{name}:{line}" for path, line in (lines or {}).items()}
     for setting in settings:
         path, equals, value = setting.partition("=")
@@ -108,7 +108,7 @@ def _place(path: str, where: dict[str, str]) -> str | None:
 
 
 def _nearest_path(path: str) -> str:
-    """The key meant: of the same name in another section, or else the one spelled most like it, its own section first."""
+    """The key meant: of the same name in another section, or else spelled most like it, its own section first."""
     known, (section, _, leaf) = list(paths()), path.rpartition(".")
     places: dict[str, list[str]] = {}
     for other in known:
@@ -120,7 +120,8 @@ def _nearest_path(path: str) -> str:
     close = difflib.get_close_matches(leaf, siblings, n=1) or difflib.get_close_matches(leaf, places, n=1)
     if close:
         return f"; did you mean {places[close[0]][0]!r}?"
-    return f"; {section or 'the configuration'} has {', '.join(siblings or dict.fromkeys(k.partition('.')[0] for k in known))}"
+    keys = siblings or dict.fromkeys(other.partition(".")[0] for other in known)
+    return f"; {section or 'the configuration'} has {', '.join(keys)}"
 
 
 def _lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -1,0 +1,154 @@
+"""The command line: each command reads its arguments, calls one function of the library, and prints.
+
+Results alone go to standard output. Every mistake is one line on standard error and exit status 2.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import clearhead
+from clearhead.errors import ClearheadError, InputError
+
+app = typer.Typer(
+    name="clearhead",
+    help="Self-attention for PyTorch that is fast, right, and can be seen through.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/g2p.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Beam = Annotated[
+    int | None, typer.Option(min=1, help="Hypotheses kept while searching; 1 is greedy.", show_default=False)
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"clearhead {clearhead.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    task: Annotated[
+        str, typer.Argument(metavar="TASK|CONFIG.yaml", help="A built-in task (g2p), or a configuration file.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key, such as model.layers=4; repeatable."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Train into runs/NAME; otherwise NAME is the task.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train for so long, with a schedule that fits.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Where all randomness begins.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older run of that name.")] = False,
+) -> None:
+    """Train a model into a run folder, and score it."""
+    from clearhead.train import train
+
+    chosen = [*(settings or [])]
+    chosen += [] if minutes is None else [f"train.duration={minutes} minutes"]
+    chosen += [] if seed is None else [f"seed={seed}"]
+    train(task, chosen, name, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(run: Run, as_json: AsJson = False, beam: Beam = None) -> None:
+    """Score a model on all words of the test split, beside published figures."""
+    from clearhead.train import evaluate, load, scores
+
+    found = evaluate(load(run), beam=beam)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for row in scores.table(found):
+            print(f"{row['value']:>7.2%}  {row['name']} ({row['note']})")
+
+
+@app.command()
+def predict(
+    run: Run,
+    words: Annotated[list[str] | None, typer.Argument(help="None: one a line from --file or standard input.")] = None,
+    files: Annotated[list[Path] | None, typer.Option("--file", help="Words, one a line; repeatable.")] = None,
+    beam: Beam = None,
+    n_best: Annotated[int | None, typer.Option(min=1, help="So many for each word, with tabs between.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with scores.")] = False,
+    heatmap: Annotated[Path | None, typer.Option(help="Draw what the phonemes attend to, for one word.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut words longer than the model reads.")] = False,
+) -> None:
+    """Pronounce words: one line each, in their order."""
+    from clearhead.train import load
+    from clearhead.train.report import draw
+
+    asked = _words(words or [], files or [])
+    if heatmap and len(asked) != 1:
+        raise InputError(f"--heatmap draws one word, not {len(asked)}")
+    model = load(run)
+    if strange := model.unfamiliar(asked):
+        print(f"never seen in training, and read as bytes: {' '.join(strange)}", file=sys.stderr)
+    found = model.predict(asked, beam=beam, n_best=n_best or 1, truncate=truncate)
+    if heatmap:
+        draw(model, asked[0], heatmap)
+    for word, best in zip(asked, found, strict=True):
+        if as_json:
+            print(json.dumps({"source": word, "predictions": [asdict(one) for one in best]}, ensure_ascii=False))
+        else:
+            print("\t".join(one.text for one in best))
+
+
+def _words(words: list[str], files: list[Path]) -> list[str]:
+    from clearhead.data import read_lines
+    from clearhead.data.checks import decode_lines
+
+    if words or files:
+        return [*words, *(line for file in files for line in read_lines(file))]
+    return decode_lines(sys.stdin.buffer, "standard input")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program; ends it with status 0, 2 after a mistake, 130 after Ctrl-C."""
+    try:
+        status = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except ClearheadError as error:
+        status = _refuse(str(error))
+    except _UsageError as error:
+        status = _refuse(error.format_message())
+    except (KeyboardInterrupt, typer.Abort) as error:
+        print(f"\n{error or 'interrupted'}", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # whoever reads has enough; the interpreter must not complain when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status or 0)
+
+
+_UsageError: Any = typer.BadParameter.__mro__[2]
+"""The root of what the parser raises: click's, of which some versions of typer carry their own copy."""
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

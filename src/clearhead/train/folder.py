@@ -1,0 +1,156 @@
+"""The run folder: where everything about one training lies, and how it is written so that nothing is ever half there.
+
+runs/g2p/
+  config.yaml                  all settings, with the version of this layout (`format`)
+  source.json, target.json     the tokenizers
+  model.safetensors            the weights that predict; there once training has ended
+  checkpoints/                 what `--resume` goes on from
+  metrics.jsonl, tensorboard/  the course of the training
+  scores.json, report.html     how good it is, and what it looks at
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from clearhead.data.tokens import Tokenizer
+from clearhead.errors import ClearheadError, RunError
+from clearhead.train.config import Config
+from clearhead.train.settings import from_yaml, to_yaml
+
+FORMAT = 1
+
+
+class RunFolder:
+    """The files of one run, by name."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.source = self.path / "source.json"
+        self.target = self.path / "target.json"
+        self.model = self.path / "model.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.scores = self.path / "scores.json"
+        self.report = self.path / "report.html"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def create(self, overwrite: bool = False) -> None:
+        """Make the folder; with `overwrite`, in the place of an older run.
+
+        Raises RunError when something is there already: a run without `overwrite`, or whatever is no run.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not self.config.exists():
+                raise RunError(f"{self.path} exists and is no run folder: choose another --name")
+            if not overwrite:
+                raise RunError(
+                    f"{self.path} exists: go on with --resume, choose another --name, or replace it by --overwrite"
+                )
+            shutil.rmtree(self.path)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make {self.path}: {error.strerror}") from None
+
+    def write_config(self, config: Config) -> None:
+        write_text(self.config, to_yaml(config, format=FORMAT))
+
+    def read_config(self) -> Config:
+        """The configuration of the run; raises RunError when there is no run, or one of a newer version."""
+        if not self.config.exists():
+            there = "has no config.yaml" if self.path.exists() else "does not exist"
+            raise RunError(f"{self.path} {there}: no run is there; make one with `clearhead train`{self._others()}")
+        text = self.config.read_text(encoding="utf-8")
+        version, rest = _version(text)
+        if not isinstance(version, int):
+            raise RunError(f"{self.config} does not say its format: it was not written by `clearhead train`")
+        if version > FORMAT:
+            raise RunError(
+                f"{self.path} was made by a newer Clearhead (format {version}, this one reads {FORMAT}): upgrade it"
+            )
+        return from_yaml(rest, str(self.config))
+
+    def read_tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """Those of the source and of the target; raises RunError when they are not there."""
+        for path in (self.source, self.target):
+            if not path.exists():
+                raise RunError(f"{self.path} is half-written: {path.name} is missing; train it again with --overwrite")
+        try:
+            return Tokenizer.load(self.source), Tokenizer.load(self.target)
+        except ClearheadError as error:
+            raise RunError(f"{self.path} is damaged: {error}") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; a last line that a kill cut off is left out."""
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def _others(self) -> str:
+        parent = self.path.parent
+        runs = sorted(str(other.parent) for other in parent.glob("*/config.yaml")) if parent.is_dir() else []
+        return f" (runs here: {', '.join(runs[:8])})" if runs else ""
+
+
+def _version(text: str) -> tuple[object, str]:
+    """The format of a run's configuration, and the text without it."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None, text
+    if not isinstance(tree, dict):
+        return None, text
+    version = tree.pop("format", None)
+    return version, yaml.safe_dump(tree, sort_keys=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at every moment either the old or the new one is there, whole.
+
+    The new one is written beside the old, brought to the disk, and then takes its name: a kill or a full disk leaves
+    the old. Raises RunError when it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _bring_to_disk(path.parent)
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a failed write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise RunError(f"cannot write {path}: {why}; what was there before is whole") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _bring_to_disk(folder: Path) -> None:
+    """A new name is only safe once its folder is on the disk, where the system can say so (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

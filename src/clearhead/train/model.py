@@ -1,0 +1,163 @@
+"""A trained model: the network with its tokenizers, from words to pronunciations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from safetensors.torch import load_model, save
+
+from clearhead.data import BOS, EOS, Ragged, Tokenizer
+from clearhead.data.checks import check_lengths, check_words
+from clearhead.errors import ConfigError, InputError, RunError
+from clearhead.maps import AttentionMap, Softmax
+from clearhead.nn import Hypothesis, Seq2Seq, generate, maps
+from clearhead.patterns import parse
+from clearhead.train.config import Config
+from clearhead.train.folder import RunFolder, write_atomically
+
+_BATCH_TOKENS = 16_384  # of all beams together, so that memory does not depend on how much is asked
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One pronunciation, the score that ranks it (higher is better), and whether it ended within the limit."""
+
+    text: str
+    score: float
+    finished: bool
+
+
+def build(config: Config, letters: Tokenizer, symbols: Tokenizer) -> Seq2Seq:
+    """The network that a configuration describes, newly initialised from torch's global generator."""
+    network = config.model
+    try:
+        mechanism = None if network.pattern is None else Softmax(parse(network.pattern))
+    except InputError as error:
+        raise ConfigError(f"model.pattern: {error}") from None
+    return Seq2Seq(
+        len(letters),
+        len(symbols),
+        embed_dim=network.embed_dim,
+        num_heads=network.num_heads,
+        ff_dim=network.ff_dim,
+        encoder_layers=network.encoder_layers or network.layers,
+        decoder_layers=network.decoder_layers or network.layers,
+        kv_heads=network.kv_heads,
+        mechanism=mechanism,
+        positions=network.positions,
+        max_length=network.max_length,
+        dropout=network.dropout,
+        attention_dropout=network.attention_dropout,
+    )
+
+
+class Model:
+    """What a run folder predicts with.
+
+    config, letters, symbols: the settings and the tokenizers. module: the network, in evaluation mode.
+    """
+
+    def __init__(self, module: Seq2Seq, letters: Tokenizer, symbols: Tokenizer, config: Config) -> None:
+        self.module, self.letters, self.symbols, self.config = module.eval(), letters, symbols, config
+
+    @overload
+    def predict(
+        self, words: Sequence[str], *, beam: int | None = None, n_best: None = None, truncate: bool = False
+    ) -> list[str]: ...
+
+    @overload
+    def predict(
+        self, words: Sequence[str], *, beam: int | None = None, n_best: int, truncate: bool = False
+    ) -> list[list[Prediction]]: ...
+
+    def predict(
+        self, words: Sequence[str], *, beam: int | None = None, n_best: int | None = None, truncate: bool = False
+    ) -> list[str] | list[list[Prediction]]:
+        """Pronounce words: one text each, or with `n_best` the best so many of each, with their scores.
+
+        beam: hypotheses that are kept while searching; None: as configured, 1: greedy. At least n_best.
+        truncate: cut words longer than the model reads, instead of raising DataError.
+        """
+        beam = max(self.config.decode.beam, n_best or 1) if beam is None else beam
+        if not 1 <= (n_best or 1) <= beam:
+            raise InputError(f"n_best is {n_best} and beam {beam}: 1 <= n_best <= beam is needed")
+        check_words(words)
+        tokens = check_lengths(words, self.letters.encode(words), self.config.model.max_length, truncate)
+        found = self._search(Ragged.of(tokens), beam, n_best or 1)
+        if n_best is None:
+            return [self.symbols.decode(best[0].tokens) for best in found]
+        return [[Prediction(self.symbols.decode(h.tokens), h.score, h.finished) for h in best] for best in found]
+
+    def unfamiliar(self, words: Sequence[str]) -> list[str]:
+        """The characters in the words that training never saw; they are read as bytes."""
+        return list(dict.fromkeys(character for word in words for character in self.letters.spelled(word)))
+
+    def maps(self, word: str, pronunciation: str | None = None) -> dict[str, AttentionMap]:
+        """The attention of every layer while the model pronounces a word (as it does by itself, or as given).
+
+        Keys are module paths: "encoder.layers.0.attention", "decoder.layers.1.cross_attention". Columns of encoder and
+        cross attention are `labels(word)`; rows of the decoder are those at which each phoneme, and then the end, is
+        predicted.
+        """
+        target = [BOS, *self.symbols.encode([self.predict([word])[0] if pronunciation is None else pronunciation])[0]]
+        source = self.letters.encode([word])
+        with torch.no_grad():
+            return maps(self.module, torch.tensor(source), torch.tensor([target]))
+
+    @torch.no_grad()
+    def _search(self, source: Ragged, beam: int, n_best: int) -> list[list[Hypothesis]]:
+        """Sources of one length together: no padding, and the first batches are the slowest."""
+        device = next(self.module.parameters()).device
+        order = source.lengths.argsort(descending=True, stable=True)
+        found: list[list[Hypothesis]] = [[] for _ in order]
+        start = 0
+        while start < len(order):
+            length = int(source.lengths[order[start]])
+            stop = min(start + max(1, _BATCH_TOKENS // (length * beam)), len(order))
+            stop = start + int((source.lengths[order[start:stop]] == length).sum())
+            rows = order[start:stop]
+            results = generate(
+                self.module,
+                source.gather(rows)[0].to(device),
+                bos=BOS,
+                eos=EOS,
+                max_length=self.config.model.max_length,
+                beam=beam,
+                length_penalty=self.config.decode.length_penalty,
+                n_best=n_best,
+            )
+            for row, result in zip(rows.tolist(), results, strict=True):
+                found[row] = result
+            start = stop
+        return found
+
+    def save(self, folder: RunFolder) -> None:
+        """Write the weights into a run folder; what is tied is written once."""
+        once = {weight.data_ptr(): name for name, weight in reversed(self.module.state_dict().items())}
+        weights = {
+            name: weight.contiguous() for name, weight in self.module.state_dict().items() if name in once.values()
+        }
+        write_atomically(folder.model, lambda file: file.write(save(weights)))
+
+
+def load(path: str | Path) -> Model:
+    """The model of a run folder, such as "runs/g2p".
+
+    Raises RunError when the folder is missing, half-written, damaged or of a newer version.
+    """
+    folder = RunFolder(path)
+    config = folder.read_config()
+    if not folder.model.exists():
+        raise RunError(
+            f"{path} has no model.safetensors: its training has not ended; go on with `clearhead train --resume`"
+        )
+    letters, symbols = folder.read_tokenizers()
+    module = build(config, letters, symbols)
+    try:
+        load_model(module, folder.model)
+    except Exception as error:  # safetensors raises bare Exceptions, and torch RuntimeError for other shapes
+        problem: Any = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{folder.model} is damaged: {problem}") from None
+    return Model(module, letters, symbols, config)

@@ -1,0 +1,203 @@
+"""A training from beginning to end: from a configuration to a run folder that predicts, with scores and a report."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from clearhead.data import Batches, Examples, Source, Tokenizer, open_source
+from clearhead.errors import ConfigError, RunError
+from clearhead.train import checkpoints, precision
+from clearhead.train.config import TASKS, Config
+from clearhead.train.evaluation import Evaluation, validation_loss
+from clearhead.train.folder import RunFolder, write_text
+from clearhead.train.interrupt import Interrupt, Interrupted
+from clearhead.train.journal import Display, Journal
+from clearhead.train.model import Model, build
+from clearhead.train.report import write_report
+from clearhead.train.scores import evaluate
+from clearhead.train.settings import read_config
+from clearhead.train.task import Task
+
+Say = Callable[[str], None]
+
+
+def train(
+    task: str | Config,
+    settings: Sequence[str] = (),
+    name: str | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    runs: str | Path = "runs",
+    say: Say | None = None,
+) -> Model:
+    """Train into the run folder runs/NAME (None: named after the task), and score on the test split.
+
+    task, settings: as for `read_config`, or a Config. say: is told what happens (None: standard error). resume: go on
+    from the newest checkpoint in the folder, with its configuration; when the duration is in steps or epochs, the
+    weights become, bit for bit, those of a run that was never stopped. overwrite: replace an older run. Raises RunError
+    when the folder cannot be used, and Interrupted, after a checkpoint was saved, on Ctrl-C.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    config = read_config(task, settings) if isinstance(task, str) else task
+    run, say = RunFolder(Path(runs) / (name or config.task)), say or _say
+    if resume:
+        config = _started(run, None if task in TASKS and not settings else config)
+    else:
+        run.create(overwrite)
+        run.write_config(config)
+    material = _gather(config, run, say)
+    torch.manual_seed(config.seed)
+    model = Model(build(config, material.letters, material.symbols), material.letters, material.symbols, config)
+    model = _with_precision(run, model, material.train, say)
+    _fit(run, model, material, resume)
+    _finish(run, model, material, say)
+    return model
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a training learns from, and is validated on."""
+
+    source: Source
+    letters: Tokenizer
+    symbols: Tokenizer
+    train: Examples
+    valid: Examples
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _started(run: RunFolder, config: Config | None) -> Config:
+    """The configuration a run was started with; raises where it is not `config`, or where the run cannot go on."""
+    started = run.read_config()
+    if run.model.exists():
+        raise RunError(f"{run.path} has been trained to its end: train longer under another --name, or --overwrite it")
+    if config and config.train.precision == "auto":  # it was decided then
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"precision": started.train.precision})}
+        )
+    if config and config != started:
+        raise ConfigError(
+            f"{run.config} differs from what is asked for, and --resume cannot change it: use another --name"
+        )
+    checkpoints.clean(run.checkpoints)
+    return started
+
+
+def _gather(config: Config, run: RunFolder, say: Say) -> Material:
+    source, data, limit = open_source(config.data.source), config.data, config.model.max_length
+    letters = Tokenizer.characters((text for text, _ in source.pairs("train")), data.lowercase)
+    symbols = Tokenizer.symbols(text for _, text in source.pairs("train"))
+    write_text(run.source, letters.to_json())
+    write_text(run.target, symbols.to_json())
+    read = partial(Examples.read, source, letters=letters, symbols=symbols, limit=limit, truncate=data.truncate)
+    train, valid = read("train", byte_share=data.byte_share, seed=config.seed), read("valid")
+    batches = Batches(train, data.batch_tokens)
+    say(
+        f"{len(train):,} examples, {batches.tokens:,} tokens in {len(batches):,} batches, {batches.padding:.1%} padding"
+    )
+    return Material(source, letters, symbols, train, valid)
+
+
+def _with_precision(run: RunFolder, model: Model, examples: Examples, say: Say) -> Model:
+    """The model with its precision decided, and written into the run folder: a resumed run keeps it."""
+    config = model.config
+    if config.train.precision == "auto":
+        module = model.module.to(_device())
+        speeds = precision.measure(module, Batches(examples, config.data.batch_tokens, seed=config.seed))
+        best = max(speeds, key=speeds.__getitem__)
+        say(f"precision {best}: " + ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items()))
+        config = config.model_copy(update={"train": config.train.model_copy(update={"precision": best})})
+        run.write_config(config)
+    return Model(model.module, model.letters, model.symbols, config)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None:
+    """Let Lightning train; raises Interrupted when it was stopped by Ctrl-C."""
+    settings, checkpoint = model.config.train, checkpoints.newest(run.checkpoints) if resume else None
+    valid = Batches(material.valid, 4 * model.config.data.batch_tokens, shuffle=False)
+    words = _some(material.source.references("valid"), settings.validation_words)
+    journal, interrupt = Journal(run), Interrupt(run)
+    evaluation = Evaluation(run, journal, valid, words, model)
+    task = Task(model.module.train(), material.train, model.config)
+    with _quiet(), interrupt:
+        trainer = Trainer(
+            accelerator="gpu" if _device().type == "cuda" else "cpu",
+            devices=settings.devices,
+            strategy="ddp" if settings.devices > 1 else "auto",
+            precision=precision.lightning(settings.precision),
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            plugins=[checkpoints.AtomicCheckpoints()],
+            callbacks=[journal, evaluation, Display(), interrupt],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
+    if interrupt.asked:
+        raise Interrupted(f"interrupted at step {trainer.global_step} and saved: go on with --resume ({run.path})")
+
+
+class _quiet(warnings.catch_warnings):
+    """Lightning without its advice and its advertisement."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        return entered
+
+
+def _some(references: Mapping[str, list[str]], count: int) -> dict[str, list[str]]:
+    """Every n-th word, so that all of the alphabet is among them."""
+    step = max(1, len(references) // count)
+    return dict(islice(references.items(), 0, step * count, step))
+
+
+def _finish(run: RunFolder, model: Model, material: Material, say: Say) -> None:
+    """Choose the final weights by validation loss, save them, score them, draw the report."""
+    say(_choose_weights(run, model, Batches(material.valid, 4 * model.config.data.batch_tokens, shuffle=False)))
+    scores = {**evaluate(model), "split": "test", "beam": model.config.decode.beam}
+    write_text(run.scores, json.dumps(scores, indent=2) + "\n")
+    write_report(run, model, material.source, scores)
+    model.save(run)  # last: a run folder that holds it is complete
+    say(f"{run.path}: word error rate {scores['wer_without_stress']:.1%} without stress, {scores['wer']:.1%} with it")
+
+
+def _choose_weights(run: RunFolder, model: Model, valid: Batches) -> str:
+    """Give the model the best of the last checkpoint, the average of the last, and the best if there is a patience."""
+    kept = checkpoints.kept(run.checkpoints)
+    recent = kept[-model.config.train.average :]
+    candidates = {f"average of the last {len(recent)} checkpoints": recent, "last checkpoint": kept[-1:]}
+    if kept[0] not in recent:
+        candidates["best checkpoint"] = kept[:1]
+    losses = {}
+    for name, paths in candidates.items():
+        model.module.load_state_dict(checkpoints.average(paths))
+        losses[name] = validation_loss(model.module, valid)
+    best = min(losses, key=losses.__getitem__)
+    model.module.load_state_dict(checkpoints.average(candidates[best]))
+    model.module.eval()
+    return f"final weights: {best} (" + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()) + ")"

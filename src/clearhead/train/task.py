@@ -1,0 +1,135 @@
+"""The training step, as Lightning wants it: loss, gradients normalised by tokens, optimizer, data of each process."""
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from clearhead.data import PAD, Batch, Batches, Examples
+from clearhead.train.clock import Clock, learning_rate
+from clearhead.train.config import Config
+
+
+def summed_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """The cross entropy of every target token but the first, given those before it, summed over the batch.
+
+    Padding on the right of the target needs no lengths: no real row of a causal decoder sees it, and its loss is left
+    out.
+    """
+    logits = model(batch.source, batch.target[:, :-1], source_lengths=batch.source_lengths)
+    labels = batch.target[:, 1:].flatten()
+    return cross_entropy(
+        logits.flatten(0, 1).float(), labels, ignore_index=PAD, label_smoothing=label_smoothing, reduction="sum"
+    )
+
+
+class Seen(NamedTuple):
+    """What this process has computed since it started: a summed loss, the tokens it is of, tokens of both sides."""
+
+    loss: float = 0.0
+    targets: int = 0
+    tokens: int = 0
+
+    def after(self, loss: float, targets: int, tokens: int) -> "Seen":
+        """With one more batch."""
+        return Seen(self.loss + loss, self.targets + targets, self.tokens + tokens)
+
+
+class Meter:
+    """Mean loss and tokens a second between one reading and the next."""
+
+    def __init__(self) -> None:
+        self._seen, self._time = Seen(), time.monotonic()
+
+    def read(self, seen: Seen) -> tuple[float, float]:
+        before, since = self._seen, self._time
+        self._seen, self._time = seen, time.monotonic()
+        loss = (seen.loss - before.loss) / max(1, seen.targets - before.targets)
+        return loss, (seen.tokens - before.tokens) / (self._time - since)
+
+
+class Task(LightningModule):
+    """A sequence-to-sequence model that learns from batches.
+
+    The gradient of a step is that of the mean over all its target tokens, in all accumulated batches of all processes:
+    each batch gives its *sum*, and the gradients are divided by the number of tokens just before they are clipped.
+    """
+
+    def __init__(self, model: nn.Module, examples: Examples, config: Config) -> None:
+        super().__init__()
+        self.model, self.examples, self.config = model, examples, config
+        self.batches: Batches
+        self.clock: Clock
+        self.seen = Seen()
+        self._step_tokens = 0
+
+    def train_dataloader(self) -> Batches:
+        """The batches of this process, and the clock that depends on their number."""
+        train = self.config.train
+        self.batches = Batches(
+            self.examples,
+            self.config.data.batch_tokens,
+            seed=self.config.seed,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        self.clock = Clock(train.duration, -(-len(self.batches) // train.accumulate))
+        return self.batches
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = summed_loss(self.model, batch, self.config.train.label_smoothing)
+        tokens = int((batch.target[:, 1:] != PAD).sum())
+        self._step_tokens += tokens
+        self.seen = self.seen.after(float(loss.detach()), tokens, tokens + int((batch.source != PAD).sum()))
+        return loss * self.config.train.accumulate  # Lightning divides by it
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        tokens = float(self._step_tokens)
+        if self.trainer.world_size > 1:  # the gradients are means over processes by now
+            tokens = float(self.trainer.strategy.reduce(torch.tensor(tokens, device=self.device), reduce_op="mean"))
+        self._step_tokens = 0
+        torch._foreach_div_([p.grad for p in self.parameters() if p.grad is not None], tokens)
+        rate = self.config.train.learning_rate * learning_rate(
+            self.progress(self.trainer.global_step + 1), self.config.train.warmup, self.config.train.decay
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Lightning's own refuses a fused optimizer, since one could unscale gradients; here nothing is scaled."""
+        nn.utils.clip_grad_norm_(self.parameters(), self.config.train.clip)
+
+    def progress(self, step: int) -> float:
+        """The share of the training that is done after `step` steps; all processes go by the first one's clock."""
+        elapsed = self.clock.elapsed
+        if self.clock.timed and self.trainer.world_size > 1:
+            elapsed = self.trainer.strategy.broadcast(elapsed)
+        return self.clock.progress(step, elapsed)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW (Loshchilov & Hutter 2019); matrices decay, and gains and biases do not."""
+        train = self.config.train
+        groups = [
+            {"params": [p for p in self.parameters() if p.ndim >= 2], "weight_decay": train.weight_decay},
+            {"params": [p for p in self.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, fused=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        checkpoint["elapsed"] = self.clock.elapsed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._random = checkpoint["random"]
+        self._elapsed = checkpoint["elapsed"]
+
+    def on_train_start(self) -> None:
+        self.clock.start(getattr(self, "_elapsed", 0.0))
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        if random := self.__dict__.pop("_random", None):  # only now: what Lightning does before would draw from it
+            torch.set_rng_state(random[0].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in random[1:]])
