@@ -17,6 +17,8 @@ def table(examples: Sequence[Mapping[str, Any]]) -> Markup:
 
     Raises InputError for an example without a reference.
     """
+    if not examples:
+        return tag("p", "none were made", class_="absent")
     for example in examples:
         if not example["references"]:
             raise InputError(f"examples: {example['source']!r} has no reference, expected at least one list of symbols")

@@ -15,7 +15,7 @@ import numpy as np
 from clearhead.errors import InputError, ShapeError
 from clearhead.picture.colour import DARK, LIGHT, NOT_FINITE
 from clearhead.picture.heads import check_labels
-from clearhead.picture.page import Markup, join, tag
+from clearhead.picture.page import Markup, tag
 
 STEP = 1e-4  # of a packed weight: what is read out has as many decimals
 NOTHING = 0xFFFF  # the packed value of what is not finite
@@ -32,12 +32,14 @@ def pack(attention: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shell(attention: Sequence[Mapping[str, Any]]) -> Markup:
-    """What stands in the page until its script draws, and stays where none may run."""
+    """What stands in the page until its script draws there, and stays where none may run."""
     words = ", ".join(str(example["title"]) for example in attention)
-    without = tag(
-        "p", f"The maps of {words} are in this file; a script draws them, and none may run here.", class_="absent"
+    note = (
+        f"The maps of {words} are in this file; a script draws them, and none may run here."
+        if words
+        else "none was kept"
     )
-    return join(tag("noscript", without), tag("div", id="explorer"))
+    return tag("div", tag("p", note, class_="absent"), id="explorer")
 
 
 def _groups(example: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -166,9 +166,16 @@
     return button;
   }
 
+  // The heads of a layer, side by side, as small as their number asks for.
+  function strip(buttons) {
+    const line = el("div", {}, ...buttons);
+    line.style.setProperty("--heads", Math.max(buttons.length, 4));
+    return line;
+  }
+
   function drawOverview() {
     const row = (group, each) => el("div", { class: "layer" }, el("span", { title: each.path }, each.name),
-      el("div", {}, ...each.heads.map((_, head) => thumbnail(group, each, head))));
+      strip(each.heads.map((_, head) => thumbnail(group, each, head))));
     overview.replaceChildren(...groups().map((group) => el("div", { role: "group", "aria-label": kind(group) },
       el("h3", {}, kind(group)), el("div", { class: "heads" }, ...group.layers.map((each) => row(group, each))))));
   }
@@ -228,8 +235,8 @@
         : { x, y: height + 16, class: "middle" });
     });
     picture.append(
-      svg("text", { class: "axis middle", transform: `translate(12 ${height / 2}) rotate(-90)` }, "query (attends)"),
-      svg("text", { class: "axis middle", x: left + width / 2, y: height + below - 4 }, "key (attended to)"),
+      svg("text", { class: "axis middle", transform: `translate(12 ${height / 2}) rotate(-90)` }, height < 110 ? "query" : "query (attends)"),
+      svg("text", { class: "axis middle", x: left + width / 2, y: height + below - 4 }, width < 130 ? "key" : "key (attended to)"),
       svg("rect", { class: "pick", visibility: "hidden", rx: 2 }),
     );
     name.textContent = `${state.path}, head ${state.head}`;
@@ -336,7 +343,7 @@
       open((state.example + move + tabs.children.length) % tabs.children.length);
       tabs.children[state.example].focus();
     });
-    explorer.append(tabs, el("div", { class: "explorer" }, overview, large));
+    explorer.replaceChildren(tabs, el("div", { class: "explorer" }, overview, large));
     open(0);
     redraws.push(draw);
     let width = large.clientWidth;
@@ -347,6 +354,6 @@
       }
     }).observe(large);
   } else {
-    explorer.append(el("p", { class: "absent" }, "not measured"));
+    explorer.replaceChildren(el("p", { class: "absent" }, "none was kept"));
   }
 })();

@@ -14,6 +14,7 @@ from clearhead.picture import explorer
 from clearhead.picture.page import Markup, join, page, tag
 
 CAVEAT = "Published figures are for the same dictionary, but not on this split: compare them with care."
+ATTENTION = "Each row is a query, and shows how much of its attention it gives to each key. Choose a word, then a head."
 BAR = 120  # the width of a bar that stands for 100 %
 
 Records = Sequence[Mapping[str, Any]]
@@ -51,7 +52,7 @@ def training_report(
             _section(
                 "Attention",
                 explorer.shell(attention),
-                "Each row is a query; it shares its attention, 1 in all, among the keys.",
+                ATTENTION,
             ),
         ),
     )
@@ -71,6 +72,8 @@ def _section(name: str, content: Markup, words: str) -> Markup:
 
 
 def _scores(scores: Records) -> Markup:
+    if not scores:
+        return tag("p", "not measured", class_="absent")
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("", "error", "", "note"))))
     table = tag("table", head, tag("tbody", *map(_score, scores)), class_="scores")
     caveat = [tag("p", CAVEAT, class_="caveat")] if any(score["published"] for score in scores) else []

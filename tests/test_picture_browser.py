@@ -1,0 +1,165 @@
+"""The report in a real browser: what it shows is what it was given, by mouse, by keyboard, in light and in dark."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from clearhead.picture import training_report
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+
+LETTERS, PHONEMES = list("better"), ["<bos>", "B", "EH1", "T", "ER0"]
+PATHS = {
+    "encoder.layers.0.attention": (LETTERS, LETTERS),
+    "decoder.layers.0.self_attention": (PHONEMES, PHONEMES),
+    "decoder.layers.0.cross_attention": (PHONEMES, LETTERS),
+}
+RNG = np.random.default_rng(0)
+MAPS = {path: RNG.dirichlet(np.ones(len(keys)), (3, len(rows))) for path, (rows, keys) in PATHS.items()}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    evil = "<script>document.title = 'owned'</script>"
+    words = [{"title": title, "maps": MAPS, "axes": PATHS} for title in ("better", evil)]
+    training_report(
+        path,
+        title="g2p",
+        subtitle=evil,
+        scores=[{"name": "words", "value": 0.32, "note": "", "published": False}],
+        curves=[{"step": i, "train_loss": 3.0 - i, "valid_wer": 0.5} for i in range(3)],
+        examples=[
+            {"source": evil, "prediction": ["B"], "references": [["B", "T"]]},
+            {"source": "bet", "prediction": ["B", "EH1", "T"], "references": [["B", "EH1", "T"]]},
+        ],
+        attention=words,
+    )
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as engine:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """The report, opened; afterwards it has asked the network for nothing and has had nothing to complain of."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    requests, complaints = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(url)
+    yield page
+    page.close()
+    assert requests == [url]
+    assert complaints == []
+
+
+def head(page, path, number):
+    return page.locator(f'.head[data-path="{path}"][data-head="{number}"]')
+
+
+def hover(page, row, column):
+    """Point at a cell of the large picture, wherever its labels say it is."""
+    rows, columns = (
+        page.locator(f"[data-row='{row}']").bounding_box(),
+        page.locator(f"[data-column='{column}']").bounding_box(),
+    )
+    page.mouse.move(columns["x"] + columns["width"] / 2, rows["y"] + rows["height"] / 2)
+
+
+def said(page):
+    """Query, weight and key as the page reads them out."""
+    query, weight, key = re.match(
+        r"query '(.*)' gives ([\d.]+) to key '(.*?)'", page.locator(".read").inner_text()
+    ).groups()
+    return query, float(weight), key
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_clicked_head_shows_the_numbers_it_was_given(page, path):
+    rows, columns = PATHS[path]
+    head(page, path, 2).click()
+    assert page.locator(".large h3").inner_text() == f"{path}, head 2"
+    page.locator(".large svg").scroll_into_view_if_needed()
+    for row, column in [(0, 0), (1, 4), (len(rows) - 1, len(columns) - 1)]:
+        hover(page, row, column)
+        query, weight, key = said(page)
+        assert (query, key) == (rows[row], columns[column])
+        assert weight == pytest.approx(MAPS[path][2, row, column], abs=0.51e-4)
+
+
+def test_all_of_it_works_from_the_keyboard(page):
+    head(page, "encoder.layers.0.attention", 0).click()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert page.locator(".large h3").inner_text() == "decoder.layers.0.self_attention, head 1"
+    for key in ("Enter", "ArrowDown", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    query, weight, key = said(page)
+    assert (query, key) == ("EH1", "B")
+    assert weight == pytest.approx(MAPS["decoder.layers.0.self_attention"][1, 2, 1], abs=0.51e-4)
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    page.locator("[role=tab]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("[role=tab][aria-selected=true]").inner_text().startswith("<script>")
+
+
+def test_the_colours_follow_the_theme(page):
+    def colours():
+        pixel = "() => [...document.querySelector('.head canvas').getContext('2d').getImageData(0, 0, 1, 1).data]"
+        return page.evaluate("getComputedStyle(document.body).backgroundColor"), page.evaluate(pixel)
+
+    light = colours()
+    page.emulate_media(color_scheme="dark")
+    dark = colours()
+    assert dark[0] != light[0]
+    assert dark[1] != light[1]
+    page.locator("#theme").click()
+    assert colours() == light
+
+
+def test_predictions_can_be_filtered_and_words_stay_words(page):
+    rows = page.locator(".examples tbody tr")
+    assert rows.count() == 2
+    page.get_by_text("wrong 1").click()
+    assert [row.is_visible() for row in rows.all()] == [True, False]
+    page.get_by_text("right 1").click()
+    assert [row.is_visible() for row in rows.all()] == [False, True]
+    assert page.title() == "g2p"
+
+
+def test_a_chart_reads_its_lines_out(page):
+    page.locator("[data-chart='0']").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("[data-chart='0'] .cursor text").all_text_contents() == ["step 1", "training 2"]
+
+
+@pytest.mark.parametrize("width", [320, 390, 800])
+def test_no_window_is_too_narrow(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_without_a_script_the_rest_is_there(browser, url):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(url)
+    assert page.get_by_text("a script draws them").is_visible()
+    assert page.locator("[data-chart='0'] polyline").is_visible()
+    context.close()
