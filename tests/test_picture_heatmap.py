@@ -90,6 +90,12 @@ def test_labels_are_thinned_or_turned_where_there_is_no_room():
     assert visible("a\x00b") == "a\\x00b"
 
 
+def test_what_the_font_cannot_draw_is_spelt_out():
+    figure = heatmap(attention(2, 2), ["日", "\udc80"], ["é", "→"], title="本\nb")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["\\u65e5", "\\udc80"]
+    drawn(figure)
+
+
 def test_what_is_not_finite_is_masked_and_explained():
     weights = attention(2, 4, 4)
     weights[0, 1] = float("nan")

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from clearhead.errors import InputError
 from clearhead.picture.heads import Heads, check_labels, read
 from clearhead.picture.panel import EDGE, HATCH, NUMBERED, Panel, draw, scale, write_numbers
-from clearhead.picture.ticks import INK, MUTED, Ticks
+from clearhead.picture.ticks import INK, MUTED, Ticks, drawable
 
 Labels = Sequence[str] | None
 
@@ -157,7 +157,7 @@ def _write_words(figure: Figure, panels: list[Panel], title: str | None) -> None
         figure.supylabel(down, fontsize=9, color=MUTED)
         figure.supxlabel(across, fontsize=9, color=MUTED)
     if title is not None:
-        figure.suptitle(title, fontsize=11, color=INK, parse_math=False)
+        figure.suptitle("\n".join(map(drawable, title.split("\n"))), fontsize=11, color=INK, parse_math=False)
     if not all(np.isfinite(panel.values).all() for panel in panels):
         figure.legend(
             handles=[Patch(**HATCH, label="NaN or infinite")], loc="outside upper right", fontsize=8, frameon=False

@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 
 from clearhead.errors import InputError
 from clearhead.picture.colour import LIGHT, NOT_FINITE
-from clearhead.picture.ticks import INK
+from clearhead.picture.ticks import INK, drawable
 
 EDGE = "#c9c8d1"
 HATCH: dict[str, Any] = {"facecolor": NOT_FINITE, "edgecolor": "white", "hatch": "/////"}
@@ -68,7 +68,7 @@ def draw(axes: Axes, panel: Panel, scale: Scale) -> AxesImage:
         axes.patch.set(**HATCH, linewidth=0)  # masked cells are holes, and this is what shows through
     axes.spines[:].set(color=EDGE, linewidth=0.6)
     axes.set_title(panel.title, fontsize=9, color=INK, pad=4)
-    axes.set_ylabel(panel.row, fontsize=9, color=INK, parse_math=False)
+    axes.set_ylabel(drawable(panel.row), fontsize=9, color=INK, parse_math=False)
     return axes.imshow(
         cells,
         cmap=scale.colours.with_extremes(bad=(0, 0, 0, 0)),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axis import Axis
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 INK, MUTED = "#1c1b22", "#6b6a75"
 LINE = 0.125  # inches a line of text needs
@@ -65,8 +66,17 @@ def step(least: float) -> int:
 
 
 def visible(label: str) -> str:
-    """`label` as it can be read in a picture: white space and control characters shown, long labels cut."""
+    """`label` as it can be read in a picture: white space shown, unknown characters spelt out, long labels cut."""
     if not label or label.isspace():
         label = "".join(_VISIBLE.get(c, "␣") for c in label) or "∅"
-    text = "".join(c if c.isprintable() else _VISIBLE.get(c) or c.encode("unicode_escape").decode() for c in label)
+    text = drawable(label)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def drawable(text: str) -> str:
+    """`text` with every character spelt out that the font has no shape for, as in \\u65e5 (matplotlib draws boxes)."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(
+        c if c.isprintable() and font.get_char_index(ord(c)) else _VISIBLE.get(c) or c.encode("unicode_escape").decode()
+        for c in text
+    )
