@@ -102,6 +102,9 @@ def _tick(value: float, form: str) -> str:
         return f"{100 * value:g} %"
     if abs(value) >= 1000:
         return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"  # 8e-4: short enough to stand beside the plot
     return f"{value:g}"
 
 
