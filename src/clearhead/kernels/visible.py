@@ -127,6 +127,8 @@ class Visible:
 
     def first_key(self) -> Tensor:
         """The sample's first real key, (B or 1, 1): the lowest position that is neither padding nor masked for all."""
+        if not self.n_keys:
+            return torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         real = torch.ones(1, self.n_keys, dtype=torch.bool, device=self.device)
         if self.mask is not None:
             real = real & self.mask.any(2).any(1)

@@ -4,7 +4,8 @@ Shapes: B samples, H heads, Hkv key heads, n new tokens, N tokens cached so far,
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,6 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.maps.base import AttentionMap
 from clearhead.patterns import Pattern
-
-
-class Mechanism(Protocol):
-    """What a cache asks of the mechanism that made it."""
-
-    def __call__(self, q: Tensor, k: Tensor, **call: Any) -> AttentionMap: ...
 
 
 class Cache(ABC):
@@ -70,7 +65,7 @@ class Cache(ABC):
 class GrowingCache(Cache):
     """Keeps every key and value; room doubles when it is full, so a step costs no copy of the past."""
 
-    def __init__(self, mechanism: Mechanism) -> None:
+    def __init__(self, mechanism: Callable[..., AttentionMap]) -> None:
         self._mechanism = mechanism
         self._k: Tensor | None = None
         self._v: Tensor | None = None

@@ -5,6 +5,7 @@ Shapes: B samples, H heads, Hkv key heads, Nq queries, Nk keys, D width.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +41,13 @@ class SoftmaxMap(AttentionMap):
 
     def __init__(self, q: Tensor, k: Tensor, visible: Visible, score: Score, axes: int, distance: bool) -> None:
         super().__init__(q, k, axes)
-        self._q, self._k = visible.clean(q, visible.q_lengths), visible.clean(k, visible.k_lengths)
+        self._q, self._k = q, k
         self._visible, self._score, self._distance = visible, score, distance
+
+    def _clean(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys without what stands in their padding; each use has an autograd graph of its own."""
+        see = self._visible
+        return see.clean(self._q, see.q_lengths), see.clean(self._k, see.k_lengths)
 
     def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
         """Which kernel computes this map's product with values of width `v_dim`, and why not each other one."""
@@ -52,12 +58,12 @@ class SoftmaxMap(AttentionMap):
         return describe(self._q, self._k, v_dim, self._visible, self._score, **options)
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
-        see = self._visible
+        see, (q, k) = self._visible, self._clean()
         v = see.clean(v, see.k_lengths)
         if choose(self._call(v.shape[-1], dropout, statistics)) == "sdpa":
-            return see.clean(sdpa(self._q, self._k, v, see, self._score, dropout), see.q_lengths), None
+            return see.clean(sdpa(q, k, v, see, self._score, dropout), see.q_lengths), None
         sinks = see.first_key() if statistics else None
-        out, raw, _ = stream(self._q, self._k, v, self._task(see, self._score, sinks, dropout))
+        out, raw, _ = stream(q, k, v, self._task(see, self._score, sinks, dropout))
         out = see.clean(out, see.q_lengths)
         return out, Statistics.of(raw, None, distance=self._distance) if statistics else None
 
@@ -67,46 +73,48 @@ class SoftmaxMap(AttentionMap):
         distance = self._distance and sinks is not None
         return Task(see, score, dropout, seed, sinks, distance=distance, **options)
 
-    def _selected(self, rows: Tensor) -> tuple[Tensor, Visible, Score]:
+    def _selected(self, q: Tensor, rows: Tensor) -> tuple[Tensor, Visible, Score]:
         """Queries, visibility and score of some rows alone."""
         bias = self._score.bias
         if bias is not None and bias.shape[2] > 1:
             bias = bias.index_select(2, rows)
         score = Score(self._score.scale, self._score.softcap, bias)
-        return self._q.index_select(2, rows), self._visible.take(rows), score
+        return q.index_select(2, rows), self._visible.take(rows), score
 
     def _rows(self, rows: Tensor) -> Tensor:
-        q, see, score = self._selected(rows)
+        q, k = self._clean()
+        q, see, score = self._selected(q, rows)
         b, h, n_queries, n_keys = (*self._full[:2], len(rows), self._full[3])
         if not n_keys:
-            return q.new_zeros(b, h, n_queries, 0, dtype=working_dtype(q.dtype))
+            return q.new_zeros(b, h, n_queries, 0, dtype=self._wide)
         everywhere = (slice(0, b), slice(0, self._kv_heads), slice(0, h), slice(0, n_queries), slice(0, n_keys))
-        return self._softmax(Tile(*everywhere, free=False, unpadded=False), q, see, score)
-
-    def _softmax(self, tile: Tile, q: Tensor, see: Visible, score: Score) -> Tensor:
-        wide = working_dtype(q.dtype)
-        queries, keys = q[tile.b, tile.h, tile.rows].to(wide), self._k[tile.b, tile.kv, tile.keys].to(wide)
-        return softmax_rows(tile, queries, keys, score, see).weights
+        return _softmax(Tile(*everywhere, free=False, unpadded=False), q, k, see, score)
 
     def _strips(self) -> Iterator[Strip]:
+        q, k = self._clean()
         for tile in tiles(self._visible, *self._full[:2], self._kv_heads):
             if tile.keys.stop > tile.keys.start:
-
-                def weights(tile: Tile = tile) -> Tensor:
-                    return self._softmax(tile, self._q, self._visible, self._score)
-
+                weights = partial(_softmax, tile, q, k, self._visible, self._score)
                 yield Strip(tile.b, tile.h, tile.rows, tile.keys, weights)
 
     def _statistics(self, rows: Tensor | None, sinks: Tensor | None) -> Statistics:
+        q, k = self._clean()
         named = self._visible.first_key() if sinks is None else sinks[None]
-        nothing = self._k.new_zeros(*self._k.shape[:3], 0)
+        nothing = k.new_zeros(*k.shape[:3], 0)
         if rows is None:
             task = self._task(self._visible, self._score, named, received=True)
-            _, raw, received = stream(self._q, self._k, nothing, task)
+            _, raw, received = stream(q, k, nothing, task)
             return Statistics.of(raw, received, distance=self._distance)
-        q, see, score = self._selected(rows)
-        _, raw, _ = stream(q, self._k, nothing, self._task(see, score, named))
+        q, see, score = self._selected(q, rows)
+        _, raw, _ = stream(q, k, nothing, self._task(see, score, named))
         return Statistics.of(raw, None, distance=self._distance)
+
+
+def _softmax(tile: Tile, q: Tensor, k: Tensor, see: Visible, score: Score) -> Tensor:
+    """The weights of a tile, (b, h, rows, keys)."""
+    wide = working_dtype(q.dtype)
+    queries, keys = q[tile.b, tile.h, tile.rows].to(wide), k[tile.b, tile.kv, tile.keys].to(wide)
+    return softmax_rows(tile, queries, keys, score, see).weights
 
 
 class Softmax(nn.Module):

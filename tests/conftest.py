@@ -1,0 +1,13 @@
+"""What all tests share: hypothesis profiles, and two threads, as a laptop has."""
+
+import os
+
+import hypothesis
+import torch
+
+TRIALS = os.environ.get("CLEARHEAD_TRIALS") == "1"
+
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("trials", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("trials" if TRIALS else "quick")
+torch.set_num_threads(min(2, torch.get_num_threads()))

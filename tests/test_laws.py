@@ -1,0 +1,455 @@
+"""The laws of an AttentionMap (docs/design.md), for every mechanism, kernel, pattern, dtype and shape.
+
+The reference is float64 and holds its matrix (tests/reference.py). The tolerance in each dtype is a multiple of what
+torch's plain fused kernel reaches there on inputs of the same size.
+"""
+
+import importlib
+import itertools
+import math
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import clearhead as ch
+from reference import Problem, statistics
+
+PATTERNS = {
+    "everything": (ch.everything(), lambda q, k: (q == q) & (k == k)),
+    "causal": (ch.causal(), lambda q, k: k <= q),
+    "window": (ch.window(3), lambda q, k: abs(q - k) <= 3),
+    "window one-sided": (ch.window(4, 0), lambda q, k: (q - k >= 0) & (q - k <= 4)),
+    "window ahead": (ch.window(0, 2), lambda q, k: (k - q >= 0) & (k - q <= 2)),
+    "chunks": (ch.chunks(5), lambda q, k: q // 5 == k // 5),
+    "first": (ch.first(2), lambda q, k: (q >= 0) & (q < 2) | (k >= 0) & (k < 2)),
+    "local and global": (
+        ch.causal() & (ch.window(2) | ch.first(1)),
+        lambda q, k: (k <= q) & ((abs(q - k) <= 2) | (k == 0) | (q == 0)),
+    ),
+    "outside": (~ch.window(2) & ch.causal(), lambda q, k: k < q - 2),
+}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@st.composite
+def problems(draw, dtypes=DTYPES, padding=True):
+    """A random call: shapes, pattern, and any of mask, lengths, positions, soft cap, scale and bias."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def rand(*shape, dtype=torch.float64):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    dtype = draw(st.sampled_from(dtypes))
+    b, kv, group = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    nq = draw(st.sampled_from([1, 2, 5, 17, 33]))
+    same = draw(st.booleans())
+    nk = nq if same else draw(st.sampled_from([1, 3, 16, 40]))
+    d, dv = draw(st.sampled_from([1, 4, 8])), draw(st.sampled_from([1, 4, 8]))
+    h = kv * group
+    q, k, v = rand(b, h, nq, d, dtype=dtype), rand(b, kv, nk, d, dtype=dtype), rand(b, kv, nk, dv, dtype=dtype)
+    pattern, sees = PATTERNS[draw(st.sampled_from(sorted(PATTERNS)))]
+    call: dict = {}
+
+    def lens(n):
+        return torch.randint(0, n + 1, (b,), generator=generator)
+
+    if padding:
+        kind = draw(st.sampled_from(["none", "both", "keys", "pair"]))
+        if kind == "both" and same:
+            call["lengths"] = lens(nq)
+        elif kind == "keys":
+            call["lengths"] = (None, lens(nk))
+        elif kind == "pair":
+            call["lengths"] = (lens(nq), lens(nk))
+    if draw(st.booleans()):
+        shape = [(b, 1, 1, nk), (1, h, nq, nk), (nq, nk), (b, h, nq, nk)][draw(st.integers(0, 3))]
+        call["mask"] = torch.rand(*shape, generator=generator) < 0.7
+    if draw(st.integers(0, 3)) == 0:
+        call["q_positions"] = torch.randint(-3, 12, (b, 1, nq), generator=generator)
+        call["k_positions"] = torch.randint(-3, 12, (b, 1, nk), generator=generator)
+    bias = None
+    if draw(st.integers(0, 2)) == 0:
+        bias = rand(*[(1, h, nq, nk), (nq, nk), (b, 1, 1, nk)][draw(st.integers(0, 2))], dtype=dtype)
+        if draw(st.booleans()):
+            bias = bias.masked_fill(torch.rand(bias.shape, generator=generator) < 0.2, -math.inf)
+    softcap = draw(st.sampled_from([None, None, 2.0]))
+    scale = draw(st.sampled_from([None, None, 0.7]))
+    return Problem(q, k, v, pattern, sees, call, scale, softcap, bias)
+
+
+def make(problem, q=None, k=None, bias=None):
+    mechanism = ch.Softmax(problem.pattern, problem.scale, problem.softcap, problem.bias if bias is None else bias)
+    return mechanism(problem.q if q is None else q, problem.k if k is None else k, **problem.call)
+
+
+@contextmanager
+def _forced(reference):
+    """Within the block, the reference kernel runs whatever the call, if asked for."""
+    module = importlib.import_module("clearhead.kernels.choose")
+    kernels = (("stream", lambda call: None),) if reference else module.KERNELS
+    with patch.object(module, "KERNELS", kernels):
+        yield
+
+
+def close(got, want, dtype, factor=4.0):
+    """`got` equals `want` (float64) within `factor` times what the plain fused kernel reaches in `dtype`."""
+    got, want = got.detach().double(), want.detach().double()
+    assert got.shape == want.shape
+    assert torch.equal(got.isnan(), want.isnan())
+    if want.numel():
+        size = max(1.0, float(want.nan_to_num(0, 0, 0).abs().max()))
+        error = float((got - want).nan_to_num(0, 0, 0).abs().max())
+        assert error <= factor * fused_error(dtype) * size
+
+
+ERRORS: dict[torch.dtype, float] = {}
+
+
+def fused_error(dtype):
+    """The worst error of scaled_dot_product_attention against float64, relative to the largest output, by trial."""
+    if dtype not in ERRORS:
+        generator, worst = torch.Generator().manual_seed(0), 0.0
+        for n in (2, 17, 40):
+            q, k, v = (torch.randn(3, 4, n, 8, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
+            got = torch.nn.functional.scaled_dot_product_attention(q, k, v).double()
+            want = torch.softmax(q.double() @ k.double().mT * 8**-0.5, -1) @ v.double()
+            worst = max(worst, float((got - want).abs().max()))
+        ERRORS[dtype] = worst
+    return ERRORS[dtype]
+
+
+def leaves(problem):
+    q, k, v = (x.clone().requires_grad_() for x in problem.clean64())
+    bias = None if problem.bias is None else problem.bias.double().requires_grad_()
+    return q, k, v, bias
+
+
+# 1. A @ v, A.T @ y and single rows are the matrix's
+
+
+@given(problems())
+def test_products_are_those_of_the_matrix(problem):
+    for forced in (False, True):
+        with _forced(forced):
+            A = make(problem)
+            want = problem.output(*problem.clean64(), problem.bias if problem.bias is None else problem.bias.double())
+            close(A @ problem.v, want, problem.q.dtype)
+    q, k, _ = problem.clean64()
+    W = problem.weights(problem.logits(q, k, None if problem.bias is None else problem.bias.double()))
+    close(A.weights(), W, problem.q.dtype)
+    y = torch.randn(*problem.q.shape[:3], 3, dtype=torch.float64).to(problem.q.dtype)
+    close(A.T @ y, W.mT @ y.double(), problem.q.dtype, factor=8)
+    n = problem.q.shape[2]
+    for i in {0, n // 2, n - 1, -1}:
+        close(A.weights(i), W[..., i, :], problem.q.dtype)
+    rows = [n - 1, 0]
+    close(A.weights(rows), W[..., rows, :], problem.q.dtype)
+
+
+# 2. linear in v, and adjoint
+
+
+@given(problems(dtypes=(torch.float64,)))
+def test_linear_and_adjoint(problem):
+    A, v = make(problem), problem.v
+    w, y = torch.randn_like(v), torch.randn(*problem.q.shape[:3], v.shape[-1], dtype=v.dtype)
+    close(A @ (2 * v - 3 * w), 2 * (A @ v) - 3 * (A @ w), v.dtype, factor=100)
+    h, kv = problem.q.shape[1], v.shape[1]
+    back = (A.T @ y).unflatten(1, (kv, h // kv)).sum(2)  # heads that share a key add up
+    close(((A @ v) * y).sum(), (v * back).sum(), v.dtype, factor=1000)
+
+
+# 3. rows sum to 1; a row that sees nothing is exactly zero
+
+
+@given(problems())
+def test_rows_sum_to_one_or_are_nothing(problem):
+    q, k, v = (x.clone().requires_grad_() for x in (problem.q, problem.k, problem.v))
+    A, seen = make(problem, q=q, k=k), problem.visible().any(-1)
+    sums = A.weights().sum(-1)
+    close(sums, seen.double(), problem.q.dtype, factor=16)
+    for forced in (False, True):
+        with _forced(forced):
+            out = make(problem, q=q, k=k) @ v
+            assert not out.isnan().any()
+            assert (out[~seen] == 0).all()
+            grads = torch.autograd.grad(out.sum() if not seen.all() else out.square().sum(), (q, k, v))
+            assert all(g.isfinite().all() for g in grads)
+            assert (grads[0][~seen] == 0).all()
+
+
+# 4. nothing leaks
+
+
+@given(problems(dtypes=(torch.float32, torch.bfloat16)))
+def test_what_is_not_seen_changes_nothing(problem):
+    q, k, v = problem.q, problem.k, problem.v
+    seen, group = problem.visible(), problem.q.shape[1] // problem.k.shape[1]
+    hidden = ~seen.unflatten(1, (-1, group)).any(2)  # (B, Hkv, Nq, Nk)
+    row = int(torch.randint(q.shape[2], ()))
+    unseen = hidden[:, :, row][..., None]
+    other_k = torch.where(unseen, torch.randn_like(k) * 1e4, k)
+    other_v = torch.where(unseen, torch.randn_like(v) * 1e4, v)
+    for forced in (False, True):
+        with _forced(forced):
+            results = []
+            for keys, values in ((k, v), (other_k, other_v)):
+                queries = q.clone().requires_grad_()
+                A = make(problem, q=queries, k=keys)
+                out = (A @ values)[:, :, row]
+                (grad,) = torch.autograd.grad(out.float().sum(), queries)
+                results.append((out, grad[:, :, row]))
+            assert torch.equal(results[0][0], results[1][0])
+            assert torch.equal(results[0][1], results[1][1])
+
+
+@given(problems(dtypes=(torch.float32, torch.bfloat16)))
+def test_padding_may_hold_anything(problem):
+    lengths = problem.call.get("lengths")
+    if lengths is None:
+        return
+    q_len, k_len = lengths if isinstance(lengths, tuple) else (lengths, lengths)
+
+    def spoilt(x, n, value):
+        if n is None:
+            return x.clone()
+        return x.masked_fill((torch.arange(x.shape[2]) >= n[:, None])[:, None, :, None], value)
+
+    for forced in (False, True):
+        with _forced(forced):
+            results = []
+            for value in (0.0, math.nan, math.inf):
+                q, k, v = (
+                    spoilt(problem.q, q_len, value),
+                    spoilt(problem.k, k_len, value),
+                    spoilt(problem.v, k_len, value),
+                )
+                q, k, v = (x.requires_grad_() for x in (q, k, v))
+                A = make(problem, q=q, k=k)
+                out = A @ v
+                results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+                results[-1] += (A.weights(), A.received(), A.top(2)[0], A.statistics().entropy.nan_to_num(-1))
+            for other in results[1:]:
+                for a, b in zip(results[0], other, strict=True):
+                    assert torch.equal(a, b)
+
+
+# 5. gradients are those of the float64 computation
+
+
+@given(problems())
+def test_gradients_are_right(problem):
+    dtype = problem.q.dtype
+    q64, k64, v64, bias64 = leaves(problem)
+    want_out = problem.output(q64, k64, v64, bias64)
+    weight = torch.randn_like(want_out)
+    wanted = [x for x in (q64, k64, v64, bias64) if x is not None]
+    want = torch.autograd.grad((want_out * weight).sum(), wanted, allow_unused=True, materialize_grads=True)
+    for forced in (False, True):
+        with _forced(forced):
+            q, k, v = (x.clone().requires_grad_() for x in (problem.q, problem.k, problem.v))
+            bias = None if problem.bias is None else problem.bias.clone().requires_grad_()
+            out = make(problem, q=q, k=k, bias=bias) @ v
+            leaves_ = [x for x in (q, k, v, bias) if x is not None]
+            got = torch.autograd.grad((out.double() * weight).sum(), leaves_, materialize_grads=True, allow_unused=True)
+            for g, w in zip(got, want, strict=True):
+                close(g, w, dtype, factor=24)
+
+
+# 6. pool, received, top, statistics, and gradients through them
+
+
+@given(problems())
+def test_questions_are_answered_as_by_the_matrix(problem):
+    dtype, A = problem.q.dtype, make(problem)
+    q, k, _ = problem.clean64()
+    s = problem.logits(q, k, None if problem.bias is None else problem.bias.double())
+    W = problem.weights(s)
+    close(A.received(), W.sum(-2), dtype, factor=16)
+    for height, width in ((1, 1), (2, 3), (50, 7)):
+        close(A.pool(height, width), torch.nn.functional.adaptive_avg_pool2d(W, (height, width)), dtype, factor=8)
+    values, keys = A.top(3)
+    best = W.sort(-1, descending=True).values[..., :3]
+    best = torch.nn.functional.pad(best, (0, 3 - best.shape[-1]))
+    close(values, best, dtype)
+    picked = torch.where(keys < 0, 0, W.gather(-1, keys.clamp(min=0)))
+    close(picked, best, dtype, factor=8)
+    stats, want = A.statistics(), statistics(problem, s, W)
+    close(stats.received, W.sum(-2), dtype, factor=16)
+    assert torch.equal(stats.visible, problem.visible().sum(-1))
+    for name, value in want.items():
+        got = getattr(stats, name)
+        if name == "distance" and got is None:
+            assert isinstance(problem.call.get("lengths"), tuple)
+            continue
+        close(got, value, dtype, factor=32)
+
+
+@given(problems(dtypes=(torch.float64, torch.float32)))
+def test_gradients_through_statistics(problem):
+    dtype, names = problem.q.dtype, ("logsumexp", "entropy", "normalized_entropy", "max_weight", "max_logit")
+    q64, k64, v64, bias64 = leaves(problem)
+    s = problem.logits(q64, k64, bias64)
+    W = problem.weights(s)
+    want = statistics(problem, s, W)
+    weight = torch.randn(len(names), *W.shape[:3], dtype=torch.float64)
+    seen = problem.visible().any(-1)
+    masks = [seen & ~want[name].isnan() for name in names]
+    loss = sum((want[n][m] * w[m]).sum() for n, w, m in zip(names, weight, masks, strict=True))
+    loss = loss + problem.output(q64, k64, v64, bias64).square().sum()
+    wanted = [x for x in (q64, k64, v64, bias64) if x is not None]
+    if not loss.requires_grad:
+        return
+    want_grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    q, k, v = (x.clone().requires_grad_() for x in (problem.q, problem.k, problem.v))
+    bias = None if problem.bias is None else problem.bias.clone().requires_grad_()
+    out, stats = make(problem, q=q, k=k, bias=bias).apply(v, statistics=True)
+    loss = sum((getattr(stats, n)[m] * w[m]).sum() for n, w, m in zip(names, weight, masks, strict=True))
+    loss = loss + out.double().square().sum()
+    got = torch.autograd.grad(
+        loss, [x for x in (q, k, v, bias) if x is not None], allow_unused=True, materialize_grads=True
+    )
+    for g, w in zip(got, want_grads, strict=True):
+        # softmax of logits with an entropy gradient nearly cancels where weights are tiny
+        close(g.nan_to_num(0), w.nan_to_num(0), dtype, factor=200)
+
+
+def test_gradients_of_every_answer_match_the_matrix():
+    torch.manual_seed(3)
+    q, k = torch.randn(2, 4, 20, 8, dtype=torch.float64), torch.randn(2, 2, 20, 8, dtype=torch.float64)
+    y, lengths = torch.randn(2, 4, 20, 3, dtype=torch.float64), torch.tensor([20, 9])
+    answers = {
+        "received": (lambda A: A.received(), lambda W: W.sum(-2)),
+        "statistics received": (lambda A: A.statistics().received, lambda W: W.sum(-2)),
+        "adjoint": (lambda A: A.T @ y, lambda W: W.mT @ y),
+        "top": (lambda A: A.top(3)[0], lambda W: W.sort(-1, descending=True).values[..., :3]),
+        "pool": (lambda A: A.pool(4, 6), lambda W: torch.nn.functional.adaptive_avg_pool2d(W, (4, 6))),
+        "sink": (lambda A: A.statistics().sink.nan_to_num(0), lambda W: W[..., 0]),
+        "some rows' sink": (
+            lambda A: A.statistics([3, 7], sinks=[0, 2]).sink,
+            lambda W: W[..., [3, 7], :][..., [0, 2]].sum(-1),
+        ),
+        "rows": (lambda A: A.weights([5, 2]), lambda W: W[..., [5, 2], :]),
+    }
+    for name, (answer, wanted) in answers.items():
+        a, b = (x.clone().requires_grad_() for x in (q, k))
+        A = ch.Softmax(ch.causal())(a, b, lengths=lengths)
+        got = answer(A)
+        weight = torch.randn_like(got)
+        got_grads = torch.autograd.grad((got * weight).sum(), (a, b))
+        want = wanted(ch.Softmax(ch.causal())(a, b, lengths=lengths).weights())
+        want_grads = torch.autograd.grad((want * weight).sum(), (a, b))
+        assert torch.allclose(got, want, atol=1e-12), name
+        for g, w in zip(got_grads, want_grads, strict=True):
+            assert torch.allclose(g, w, atol=1e-10), name
+
+
+def test_fused_statistics_are_those_of_sampled_rows():
+    torch.manual_seed(5)
+    q, k, v = torch.randn(2, 4, 70, 8), torch.randn(2, 2, 70, 8), torch.randn(2, 2, 70, 5)
+    A = ch.Softmax(ch.causal() & ch.window(30), softcap=3.0)(q, k, lengths=torch.tensor([70, 41]))
+    _, fused = A.apply(v, statistics=True)
+    rows = torch.tensor([0, 69, 40, 41, 12])
+    sampled, whole = A.statistics(rows), A.statistics()
+    assert fused.received is None
+    assert sampled.received is None
+    for name in ("logsumexp", "max_logit", "max_weight", "entropy", "normalized_entropy", "sink", "distance"):
+        of_rows = getattr(whole, name)[..., rows]
+        assert torch.allclose(getattr(sampled, name), of_rows, atol=1e-5, equal_nan=True), name
+        assert torch.allclose(getattr(fused, name), getattr(whole, name), atol=1e-5, equal_nan=True), name
+
+
+# 7. nothing but weights() holds n²
+
+
+def test_long_inputs_never_hold_the_matrix():
+    n, width = 6_000, 8
+    tracker = _Peak()
+    q, k, v = (torch.randn(1, 1, n, width, requires_grad=True) for _ in range(3))
+    A = ch.Softmax(ch.causal() & ch.window(64))(q, k, lengths=torch.tensor([n - 10]))
+    with tracker:
+        out, stats = A.apply(v, statistics=True)
+        (out.sum() + stats.entropy.nansum()).backward()
+        A.received().sum().backward()
+        A.top(2)
+        A.pool(8, 8)
+    assert tracker.largest < n * n / 10
+
+
+class _Peak(torch.utils._python_dispatch.TorchDispatchMode):
+    """The largest tensor, in elements, that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, torch.Tensor) and x.numel():
+                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
+        return out
+
+
+# dropout: the weights that are kept are the same in both passes
+
+
+def test_dropout_keeps_the_mean_and_its_gradient():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    for forced in (False, True):
+        with _forced(forced):
+            many = ch.Softmax(ch.causal())(*(x.detach().expand(4000, -1, -1, -1) for x in (q, k)))
+            mean = many.apply(v.detach().expand(4000, -1, -1, -1), dropout=0.3).mean(0)
+            A = ch.Softmax(ch.causal())(q, k)
+            assert torch.allclose(mean, A @ v, atol=0.1)
+
+            def once(*qkv):
+                torch.manual_seed(1)
+                return ch.attend(*qkv, ch.causal(), dropout=0.5)
+
+            assert torch.autograd.gradcheck(once, (q, k, v))
+            assert not torch.equal(once(q, k, v), A @ v)
+
+
+def test_an_empty_batch_no_keys_and_no_queries():
+    for b, nq, nk in itertools.product((0, 2), (0, 3), (0, 4)):
+        q, k, v = torch.randn(b, 2, nq, 4), torch.randn(b, 2, nk, 4), torch.randn(b, 2, nk, 5)
+        for forced in (False, True):
+            with _forced(forced):
+                for pattern in (ch.everything(), ch.causal(), ch.window(1)):
+                    A = ch.Softmax(pattern)(q, k)
+                    assert (A @ v).shape == (b, 2, nq, 5)
+                    assert nk or (A @ v == 0).all()
+                    assert A.weights().shape == (b, 2, nq, nk)
+                    assert A.statistics().entropy.shape == (b, 2, nq)
+                    assert A.received().shape == (b, 2, nk)
+
+
+def test_fewer_axes_are_the_same_attention():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 7, 4), torch.randn(3, 9, 4), torch.randn(3, 9, 5)
+    A = ch.Softmax(ch.causal())(q, k)
+    B = ch.Softmax(ch.causal())(q[:, None], k[:, None])
+    assert A.shape == (3, 7, 9)
+    assert torch.equal(A @ v, (B @ v[:, None])[:, 0])
+    assert torch.equal(A.weights(), B.weights()[:, 0])
+    assert torch.equal(A.statistics().entropy, B.statistics().entropy[:, 0])
+    assert torch.equal(A.T @ q, (B.T @ q[:, None])[:, 0])
+    C = ch.Softmax(ch.causal())(q[1], k[1])
+    assert C.shape == (7, 9)
+    assert torch.allclose(C @ v[1], (A @ v)[1])
+    assert torch.allclose(C.pool(2, 2), A.pool(2, 2)[1])
+    assert torch.allclose(ch.attend(q[1], k[1], v[1]), torch.softmax(q[1] @ k[1].T / 2, -1) @ v[1], atol=1e-6)
+
+
+def test_sdpa_pads_nothing_it_need_not(monkeypatch):
+    """Causal self-attention of a padded batch takes the fused flag, not a mask."""
+    calls, module = [], importlib.import_module("clearhead.kernels.sdpa")
+    real = module.scaled_dot_product_attention
+    monkeypatch.setattr(module, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or real(*a, **k))
+    q = torch.randn(2, 1, 6, 4)
+    ch.attend(q, q, q, ch.causal(), lengths=torch.tensor([6, 2]))
+    assert calls[0]["is_causal"]
+    assert calls[0].get("attn_mask") is None
