@@ -4,7 +4,7 @@ The defaults are those of the task `g2p`; what another task needs differently st
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
@@ -80,7 +80,7 @@ class Network(Section):
     attention_dropout: Fraction = 0.0
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _heads_divide(self) -> "Network":
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide embed_dim ({self.embed_dim})")
         if self.num_heads % (self.kv_heads or self.num_heads):

@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
@@ -28,7 +28,7 @@ class Interrupt(Callback):
         self.folder, self.asked = folder, False
         self._before: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self

@@ -1,0 +1,79 @@
+import pytest
+import yaml
+
+from clearhead.errors import ConfigError
+from clearhead.train import Config, read_config
+from clearhead.train.settings import from_yaml, paths, to_yaml
+
+
+def test_settings_go_on_top_of_the_task():
+    config = read_config("g2p", ["model.layers=4", "train.duration=3 epochs", "train.learning_rate=1e-3", "seed=7"])
+    assert (config.model.layers, str(config.train.duration), config.train.learning_rate) == (4, "3 epochs", 1e-3)
+    assert config.seed == 7
+    assert config.model.embed_dim == Config().model.embed_dim
+
+
+def test_a_file_is_read_back_as_it_was_written(tmp_path):
+    config = read_config("g2p", ["model.encoder_layers=3", "train.duration=90 steps", "train.patience=2"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert read_config(str(path)) == config
+    assert read_config(str(path), ["seed=1"]).seed == 1
+
+
+def test_every_key_can_be_set():
+    tree = yaml.safe_load(to_yaml(Config()))
+    for path in paths():
+        value = tree
+        for key in path.split("."):
+            value = value[key]
+        assert read_config("g2p", [f"{path}={yaml.safe_dump(value, default_flow_style=True).strip()}"]) == Config(), path
+
+
+@pytest.mark.parametrize(
+    ("task", "setting", "message"),
+    [
+        ("g2q", None, "unknown task 'g2q'; did you mean 'g2p'?"),
+        ("g2p", "train.layers=3", "--set train.layers=3: unknown key 'train.layers'; did you mean 'model.layers'?"),
+        ("g2p", "model.layer=3", "unknown key 'model.layer'; did you mean 'model.layers'?"),
+        ("g2p", "model.seed=3", "unknown key 'model.seed'; did you mean 'seed'?"),
+        ("g2p", "modl.layers=3", "--set modl.layers=3: unknown key 'modl'; did you mean 'model'?"),
+        ("g2p", "train.minutes=5", "did you mean 'train.duration'?"),
+        ("g2p", "decode.zzz=5", "unknown key 'decode.zzz'; decode has beam, length_penalty"),
+        ("g2p", "zzz=5", "the configuration has task, seed, data, model, train, decode"),
+        ("g2p", "model.layers", "--set model.layers: write key=value, such as model.layers=4"),
+        ("g2p", "model.layers=true", "model.layers: should be a valid integer, not True"),
+        ("g2p", "model.layers=0", "model.layers: should be greater than or equal to 1, not 0"),
+        ("g2p", "model.dropout=1.5", "model.dropout: should be less than 1, not 1.5"),
+        ("g2p", "train.learning_rate=.nan", "train.learning_rate: should be"),
+        ("g2p", "model.positions=rotry", "should be 'sinusoidal', 'learned' or 'rotary', not 'rotry'"),
+        ("g2p", "train.duration=5 min", "write a duration as '5 minutes', '20 epochs' or '3000 steps', not '5 min'"),
+        ("g2p", "train.duration=0 steps", "train.duration.amount: should be greater than 0"),
+        ("g2p", "model.num_heads=5", "model: num_heads (5) must divide embed_dim (128)"),
+        ("g2p", "model=3", "--set model=3: model: should be a valid dictionary, not 3"),
+        ("g2p", "model.layers=[", "the value is not YAML"),
+        ("none.yaml", None, "none.yaml: no such file or directory"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_was_meant(task, setting, message):
+    with pytest.raises(ConfigError) as caught:
+        read_config(task, [setting] if setting else [])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: g2p\nmodel:\n  layers: two\n", "x.yaml:3: model.layers: should be a valid integer, not 'two'"),
+        ("task: g2p\nmodle:\n  layers: 2\n", "x.yaml:2: unknown key 'modle'; did you mean 'model'?"),
+        ("train:\n  seed: 3\n", "x.yaml:2: unknown key 'train.seed'; did you mean 'seed'?"),
+        ("task: [g2p\nmodel: 3\n", "x.yaml:2: not YAML: "),
+        ("- a\n", "x.yaml: sections are needed, such as 'model:', and not list"),
+        ("task: g2pp\n", "unknown task 'g2pp'; did you mean 'g2p'?"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_by_line(text, message):
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(text, "x.yaml")
+    assert message in str(caught.value)
