@@ -3,6 +3,8 @@
 import os
 
 import hypothesis
+import jaxtyping
+import pytest
 import torch
 
 TRIALS = os.environ.get("CLEARHEAD_TRIALS") == "1"
@@ -11,3 +13,14 @@ hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, de
 hypothesis.settings.register_profile("trials", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("trials" if TRIALS else "quick")
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def unchecked():
+    """Run the code as users do, without the shape and type checks that pytest adds to every call.
+
+    For tests of the library's own messages, and of tracing, where a size is no `int`.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

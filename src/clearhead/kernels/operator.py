@@ -27,11 +27,16 @@ _TENSORS = _CALL.count("Tensor")
 def run(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """`stream.forward`, with gradients in q, k, v and the score's bias."""
     see, score = task.visible, task.score
-    return _Stream.apply(
-        *(q, k, v, score.bias, see.mask, see.q_lengths, see.k_lengths, see.q_positions, see.k_positions),
-        *(task.sinks, task.seed, repr(see.pattern), score.scale, score.softcap),
-        *(task.dropout, task.distance, task.received),
-    )
+    tensors = (q, k, v, score.bias, see.mask, see.q_lengths, see.k_lengths, see.q_positions, see.k_positions)
+    options = (repr(see.pattern), score.scale, score.softcap, task.dropout, task.distance, task.received)
+    if torch.compiler.is_compiling():
+        tensors = tuple(_other(x, tensors[:i]) for i, x in enumerate(tensors))
+    return _Stream.apply(*tensors, task.sinks, task.seed, *options)
+
+
+def _other(x: Tensor | None, before: tuple[Tensor | None, ...]) -> Tensor | None:
+    """`x` as a tensor of its own: the compiler traces no autograd function that is given one tensor twice."""
+    return x.view_as(x) if x is not None and any(x is y for y in before) else x
 
 
 def _task(*call: Any) -> tuple[Tensor, Tensor, Tensor, Task]:

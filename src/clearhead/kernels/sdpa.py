@@ -18,7 +18,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, dropou
     """The output alone. Its mask is dense where neither a flag nor the keys' padding says it all."""
     options: dict[str, Any] = {"scale": score.scale, "dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
     if visible.plainly_causal and score.bias is None:
-        return scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, **options)
+        return scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     return scaled_dot_product_attention(q, k, v, attn_mask=_mask(q, visible, score.bias), **options)
 
 

@@ -8,7 +8,7 @@ Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv), out (B, H, Nq, D
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Task:
 def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the raw statistics, and what each key received, (B, H, Nk) or empty."""
     wide = working_dtype(q.dtype)
-    k, v_wide = k.to(wide), v.to(wide)
+    k, v_wide, task = k.to(wide), v.to(wide), replace(task, visible=task.visible.placed())
     out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=q.device)
     raw = _unseen(q, wide, task)
     received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
@@ -67,7 +67,7 @@ def backward(
     g_q, g_k, g_v = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) for x in (q, k, v))
     g_bias = torch.zeros(0 if bias is None else bias.shape, dtype=wide, device=q.device)
     g_raw = g_raw.masked_fill(lse == -math.inf, 0)  # a row that sees nothing has no gradient, whatever is asked of it
-    k, v = k.to(wide), v.to(wide)
+    k, v, task = k.to(wide), v.to(wide), replace(task, visible=task.visible.placed())
     for i, tile in _tiles(q, k, task):
         at, below = (tile.b, tile.h, tile.rows), _keys(tile)
         queries, keys, values, g = q[at].to(wide), k[below], v[below], grouped(g_out[at].to(wide), v[below])

@@ -4,7 +4,6 @@ Shapes: B samples, H heads, Nq queries, Nk keys; a size of 1 broadcasts.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,9 +68,9 @@ class Visible:
             return self.k_positions
         return torch.arange(self.n_keys, device=self.device)[None, None]
 
-    @cached_property
-    def _positions(self) -> tuple[Tensor, Tensor]:
-        return self.positions_of_queries(), self.positions_of_keys()
+    def placed(self) -> "Visible":
+        """The same call with its positions written out, for a walk that asks for them at every tile."""
+        return replace(self, q_positions=self.positions_of_queries(), k_positions=self.positions_of_keys())
 
     def pairs(
         self, b: slice, h: slice, rows: slice, keys: slice, *, pattern: bool = True, padding: bool = True
@@ -82,7 +81,8 @@ class Visible:
         """
         seen: Tensor | None = None
         if pattern and not isinstance(self.pattern, everything):
-            q, k = (cut(cut(p, 0, b), 1, h) for p in self._positions)
+            both = self.positions_of_queries(), self.positions_of_keys()
+            q, k = (cut(cut(p, 0, b), 1, h) for p in both)
             samples = torch.arange(b.start, b.stop, device=self.device)[:, None, None, None]
             heads = torch.arange(h.start, h.stop, device=self.device)[None, :, None, None]
             seen = self.pattern.allows(samples, heads, q[..., rows, None], k[..., None, keys])

@@ -91,10 +91,10 @@ class SoftmaxMap(AttentionMap):
         return _softmax(Tile(*everywhere, free=False, unpadded=False), q, k, see, score)
 
     def _strips(self) -> Iterator[Strip]:
-        q, k = self._clean()
-        for tile in tiles(self._visible, *self._full[:2], self._kv_heads):
+        (q, k), see = self._clean(), self._visible.placed()
+        for tile in tiles(see, *self._full[:2], self._kv_heads):
             if tile.keys.stop > tile.keys.start:
-                weights = partial(_softmax, tile, q, k, self._visible, self._score)
+                weights = partial(_softmax, tile, q, k, see, self._score)
                 yield Strip(tile.b, tile.h, tile.rows, tile.keys, weights)
 
     def _statistics(self, rows: Tensor | None, sinks: Tensor | None) -> Statistics:

@@ -3,7 +3,7 @@
 Shapes: B samples, N tokens, M tokens of a memory, E model width, H heads, Hkv key heads, D = E / H head width.
 """
 
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -204,7 +204,7 @@ class SelfAttention(_Attention):
         return self.mechanism(q, k, pattern=pattern, lengths=lengths, mask=mask, q_positions=where, k_positions=where)
 
     @classmethod
-    def from_torch(cls, module: nn.MultiheadAttention) -> Self:
+    def from_torch(cls, module: nn.MultiheadAttention) -> "SelfAttention":
         """The same attention with the weights of torch's module; outputs are equal (ours is always batch-first)."""
         _check_torch(module)
         if not module._qkv_same_embed_dim:
@@ -275,7 +275,7 @@ class CrossAttention(_Attention):
         return self.mechanism(self._queries(x), k, lengths=(None, memory_lengths), mask=mask, pattern=pattern)
 
     @classmethod
-    def from_torch(cls, module: nn.MultiheadAttention) -> Self:
+    def from_torch(cls, module: nn.MultiheadAttention) -> "CrossAttention":
         """The same attention with the weights of torch's module, whose keys and values come from one memory."""
         _check_torch(module)
         if module.kdim != module.vdim:

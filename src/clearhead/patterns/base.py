@@ -30,6 +30,10 @@ class Pattern:
         """
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        # not the one that dataclass writes, which torch.compile cannot trace
+        return f"{type(self).__name__}()"
+
     def __and__(self, other: "Pattern") -> "Pattern":
         return _And(self, other) if isinstance(other, Pattern) else NotImplemented
 

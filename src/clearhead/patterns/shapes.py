@@ -9,7 +9,7 @@ from clearhead.errors import InputError
 from clearhead.patterns.base import Pattern, verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class everything(Pattern):
     """Every query sees every key: full attention."""
 
@@ -21,7 +21,7 @@ class everything(Pattern):
         return verdict(true, true)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class causal(Pattern):
     """Each query sees itself and the past: the self-attention of decoders (Vaswani 2017)."""
 
@@ -32,7 +32,7 @@ class causal(Pattern):
         return verdict(k_lo < q_hi, k_hi - 1 <= q_lo)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class window(Pattern):
     """Each query sees `before` positions before itself, itself, and `after` behind (as many as before, if not said).
 
@@ -64,7 +64,7 @@ class window(Pattern):
         return verdict((nearest <= most) & (farthest >= least), (nearest >= least) & (farthest <= most))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class chunks(Pattern):
     """Each query sees its own chunk of `size` positions: block-local attention."""
 
@@ -89,7 +89,7 @@ class chunks(Pattern):
         return verdict((q_first <= k_last) & (k_first <= q_last), one & (q_first == k_first))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class first(Pattern):
     """The first `n` positions see all and are seen by all: global tokens, attention sinks (Xiao 2023)."""
 

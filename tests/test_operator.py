@@ -1,0 +1,94 @@
+"""The stream kernel as an operator of torch: compiled, exported, batched by vmap, checkpointed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.func import grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+import clearhead as ch
+from clearhead.kernels.operator import backward_op, forward_op
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def call(statistics, dtype=torch.float32):
+    """The operator's arguments for a small random call."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, h, 9, d, dtype=dtype) for h, d in ((4, 8), (2, 8), (2, 5)))
+    bias = torch.randn(1, 4, 9, 9, dtype=dtype)
+    mask = torch.rand(2, 1, 9, 9) < 0.8
+    mask[..., 0] = True  # or the sink of some row would be NaN, which is equal to nothing
+    full = torch.tensor([9, 9])
+    sinks = torch.zeros(1, 1, dtype=torch.int64) if statistics else None
+    tensors = (q, k, v, bias, mask, full, full.clone(), None, None, sinks, torch.tensor(7))
+    return (*tensors, "causal()", 0.3, 5.0, 0.2, True, statistics)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_operators_hold_their_contracts(statistics):
+    arguments = call(statistics)
+    torch.library.opcheck(forward_op, arguments)
+    out, raw, received = forward_op(*arguments)
+    torch.library.opcheck(
+        backward_op, (torch.randn_like(out), torch.randn_like(raw), torch.randn_like(received), raw[0], *arguments)
+    )
+
+
+def attended(q, k, v, bias=None):
+    """A call that only `stream` fits, with gradients through everything it returns."""
+    out, stats = ch.attend(q, k, v, ch.causal() & ch.window(3), softcap=4.0, bias=bias, statistics=True)
+    return out.square().sum() + stats.entropy.sum() + stats.logsumexp.sum()
+
+
+def test_vmap_of_grad_is_a_loop_of_grads():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(5, 2, 3, 7, 4, dtype=torch.float64) for _ in range(3))
+    bias = torch.randn(1, 3, 7, 7, dtype=torch.float64)
+    every = (0, 1, 2, 3)
+    got = vmap(grad(attended, every), (0, 0, 0, None))(q, k, v, bias)
+    for i in range(5):
+        for a, b in zip(got, grad(attended, every)(q[i], k[i], v[i], bias), strict=True):
+            assert torch.allclose(a[i], b)
+    shared = vmap(grad(attended, every), (0, None, 2, None))(q, k[0], v.movedim(0, 2), bias)
+    for a, b in zip(shared, grad(attended, every)(q[3], k[0], v[3], bias), strict=True):
+        assert torch.allclose(a[3], b)
+
+
+def test_gradients_are_those_of_differences():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(attended, (q, k, v, bias))
+
+
+def test_the_second_derivative_raises_rather_than_being_wrong():
+    q = torch.randn(1, 1, 5, 3, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(attended(q, q, q), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_checkpointing_repeats_the_dropped_weights():
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 6, 4, dtype=torch.float64, requires_grad=True)
+
+    def f(x):
+        return ch.attend(x, x, x, ch.causal(), softcap=3.0, dropout=0.5).square().sum()
+
+    grads = []
+    for run in (lambda: f(q), lambda: checkpoint(f, q, use_reentrant=False)):
+        torch.manual_seed(1)
+        grads.append(torch.autograd.grad(run(), q)[0])
+    assert torch.equal(*grads)
+
+
+def test_self_attention_compiles_and_exports():
+    """In a process of its own: tracing does not get through the checks that pytest adds to every call."""
+    path = Path(__file__).parent / "traced.py"
+    done = subprocess.run([sys.executable, "-W", "ignore", str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["compiled", "exported"]
