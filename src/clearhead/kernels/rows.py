@@ -22,7 +22,7 @@ class Rows:
     """softmax(logits) = exp(logits - shift) / total.
 
     `logits` are shifted already and -inf where unseen; `products` are those before the bias. A row that sees nothing
-    has exp 0 and total 1, so its weights are 0.
+    has exp 0 and total 1, so its weights are 0; `blank` marks such rows, None where there can be none.
     """
 
     tile: Tile
@@ -32,6 +32,7 @@ class Rows:
     shift: Tensor
     exp: Tensor
     total: Tensor
+    blank: Tensor | None
 
     @property
     def weights(self) -> Tensor:
@@ -52,45 +53,51 @@ def softmax_rows(
     """
     products = score.products(q, k)
     pairs = tile.pairs(visible)
-    logits = products
+    # from here on in place, as far as nothing else needs the tensor: a pass over a tile costs as much as its product
+    logits = products if score.softcap is None else products.clone()
     if score.bias is not None:
         bias = tile.of(score.bias)
         logits = products + bias
         shown = bias != -math.inf
         pairs = shown if pairs is None else pairs & shown
     if pairs is not None:
-        logits = logits.masked_fill(~pairs, -math.inf)
-    shift = logits.amax(-1, keepdim=True) if logsumexp is None else logsumexp[..., None]
-    shift = shift.masked_fill(shift == -math.inf, 0)
-    logits = logits - shift
-    exp = logits.exp()
+        logits.masked_fill_(~pairs, -math.inf)
+    # softmax does not depend on the shift, so no gradient goes through it
+    shift = logits.detach().amax(-1, keepdim=True) if logsumexp is None else logsumexp[..., None]
+    blank = None if pairs is None else shift == -math.inf
+    if blank is not None:
+        shift = shift.masked_fill(blank, 0)
+    exp = logits.sub_(shift).exp()
     total = exp.sum(-1, keepdim=True) if logsumexp is None else torch.ones_like(shift)
-    return Rows(tile, pairs, products, logits, shift, exp, total.masked_fill(total == 0, 1))
+    if blank is not None:
+        total = total.masked_fill(blank, 1)
+    return Rows(tile, pairs, products, logits, shift, exp, total, blank)
 
 
 def logsumexp(rows: Rows) -> Tensor:
     """(b, h, r); -inf where a row sees nothing."""
-    lse = (rows.shift + rows.total.log()).squeeze(-1)
-    return lse if rows.pairs is None else lse.masked_fill(~rows.pairs.any(-1), -math.inf)
+    lse = rows.shift + rows.total.log()
+    return (lse if rows.blank is None else lse.masked_fill(rows.blank, -math.inf)).squeeze(-1)
 
 
 def measure(rows: Rows, sinks: Tensor, distance: Tensor | None) -> Tensor:
     """The RAW statistics of the rows, (RAW, b, h, r). `sinks` as in `sink_weight`; `distance` (b, h, r, K)."""
-    lse = logsumexp(rows)
+    lse, total, top = logsumexp(rows), rows.total.squeeze(-1), rows.shift
+    if rows.blank is not None:
+        top = top.masked_fill(rows.blank, -math.inf)
     count = lse.new_tensor(rows.logits.shape[-1]).expand_as(lse)
     if rows.pairs is not None:
         count = rows.pairs.sum(-1).to(lse.dtype).expand_as(lse)
     # from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large
-    entropy = rows.total.log().squeeze(-1) - (rows.weights * rows.seen_logits).sum(-1)
-    top = (rows.logits.amax(-1, keepdim=True) + rows.shift).squeeze(-1)
-    far = torch.zeros_like(lse) if distance is None else (rows.weights * distance).sum(-1)
-    return torch.stack([lse, top, entropy, sink_weight(rows, sinks), far, count])
+    entropy = total.log() - (rows.exp * rows.seen_logits).sum(-1) / total
+    far = torch.zeros_like(lse) if distance is None else (rows.exp * distance).sum(-1) / total
+    return torch.stack([lse, top.squeeze(-1), entropy, sink_weight(rows, sinks), far, count])
 
 
 def sink_weight(rows: Rows, sinks: Tensor) -> Tensor:
     """The weight of the keys `sinks` (b or 1, S), summed, (b, h, r); NaN where the row sees none of them."""
     index, inside = _within(rows, sinks)
-    weight = (rows.weights.gather(-1, index) * inside).sum(-1)
+    weight = (rows.exp.gather(-1, index) * inside).sum(-1) / rows.total.squeeze(-1)
     if rows.pairs is not None:
         inside = inside & rows.pairs.expand_as(rows.logits).gather(-1, index)
     return weight.masked_fill(~inside.any(-1), math.nan)

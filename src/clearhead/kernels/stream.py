@@ -113,7 +113,7 @@ def _distance(tile: Tile, task: Task, wide: torch.dtype) -> Tensor | None:
     if not task.distance or task.sinks is None:
         return None
     q, k = task.visible.positions_of_queries(), task.visible.positions_of_keys()
-    return (tile.of(q[..., :, None]) - tile.of(k[..., None, :])).abs().to(wide)
+    return (tile.of(q[..., :, None]).to(wide) - tile.of(k[..., None, :]).to(wide)).abs()
 
 
 def _dropped(x: Tensor, task: Task, index: int) -> Tensor:

@@ -180,6 +180,8 @@ class AttentionMap(ABC):
 
     def _with_axes(self, x: Tensor, name: str) -> Tensor:
         """`x` with all four axes."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
         if x.dim() != self._axes:
             raise ShapeError(f"{name} has {x.dim()} axes, shape {tuple(x.shape)}; q and k have {self._axes}")
         return with_axes(x)

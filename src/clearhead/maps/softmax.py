@@ -183,7 +183,9 @@ def _pattern(pattern: Pattern | None) -> Pattern:
     if pattern is None:
         return everything()
     if not isinstance(pattern, Pattern):
-        raise InputError(f"pattern is {pattern!r}; it must be a Pattern such as ch.causal() (a tensor is a mask)")
+        raise InputError(
+            f"pattern is a {type(pattern).__name__}; it must be a Pattern such as ch.causal() (a tensor is a mask)"
+        )
     return pattern
 
 
@@ -241,9 +243,11 @@ def attend(
     Options are those of the mechanism (`Softmax`), of its call (`lengths`, `mask`, positions) and of
     `AttentionMap.apply` (`dropout`, `statistics`: then returns (output, Statistics)).
     """
-    if (
+    if (  # the plainest of calls takes no detour: 5 µs is all that attend may cost
         pattern is None
         and not call
+        and isinstance(k, Tensor)
+        and isinstance(v, Tensor)
         and q.shape == k.shape == v.shape
         and len(q.shape) == 4
         and scale is softcap is bias is None
