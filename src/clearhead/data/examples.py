@@ -34,6 +34,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
+        """From rows of any lengths."""
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         flat = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
         return cls(flat, lengths.cumsum(0) - lengths, lengths)
