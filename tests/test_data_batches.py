@@ -100,5 +100,5 @@ def test_at_the_last_batch_the_state_is_of_the_next_epoch():
 
 
 def test_batches_of_one_example_cannot_be_split():
-    with pytest.raises(InputError, match="4 processes cannot share 3 batches of one example: raise the token budget"):
+    with pytest.raises(InputError, match="4 processes cannot share 3 batches of one example: raise the budget"):
         Batches(make(3), 100, world=4)

@@ -80,7 +80,7 @@ def test_words_that_are_none(words, problem):
 def test_files_are_refused_by_line(content, problem, tmp_path):
     path = tmp_path / "words.txt"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"words.txt{problem}"):
+    with pytest.raises(DataError, match=rf"words\.txt{problem}"):
         read_lines(path)
 
 
@@ -88,5 +88,5 @@ def test_files_are_read_however_they_were_saved(tmp_path):
     path = tmp_path / "words.txt"
     path.write_bytes("\ufeffété\r\ntwo".encode())
     assert read_lines(path) == ["été", "two"]
-    with pytest.raises(DataError, match="none.txt: no such file"):
+    with pytest.raises(DataError, match=r"none\.txt: no such file"):
         read_lines(tmp_path / "none.txt")

@@ -27,7 +27,9 @@ def test_every_key_can_be_set():
         value = tree
         for key in path.split("."):
             value = value[key]
-        assert read_config("g2p", [f"{path}={yaml.safe_dump(value, default_flow_style=True).strip()}"]) == Config(), path
+        assert read_config("g2p", [f"{path}={yaml.safe_dump(value, default_flow_style=True).strip()}"]) == Config(), (
+            path
+        )
 
 
 @pytest.mark.parametrize(

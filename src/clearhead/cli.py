@@ -1,4 +1,4 @@
-"""The command line: each command reads its arguments, calls one function of the library, and prints.
+"""The command line: each command reads its arguments, calls one function of the library, returns the lines to print.
 
 Results alone go to standard output. Every mistake is one line on standard error and exit status 2.
 """
@@ -31,17 +31,17 @@ Beam = Annotated[
 ]
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool | None) -> None:
     if asked:
-        print(f"clearhead {clearhead.__version__}")
+        _print([f"clearhead {clearhead.__version__}"])
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = None,
 ) -> None:
     pass
 
@@ -62,25 +62,27 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older run of that name.")] = False,
 ) -> None:
     """Train a model into a run folder, and score it."""
-    from clearhead.train import train
+    from clearhead.train import Interrupted, train
 
     chosen = [*(settings or [])]
     chosen += [] if minutes is None else [f"train.duration={minutes} minutes"]
     chosen += [] if seed is None else [f"seed={seed}"]
-    train(task, chosen, name, resume=resume, overwrite=overwrite)
+    try:
+        train(task, chosen, name, resume=resume, overwrite=overwrite)
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()
-def evaluate(run: Run, as_json: AsJson = False, beam: Beam = None) -> None:
+def evaluate(run: Run, as_json: AsJson = False, beam: Beam = None) -> list[str]:
     """Score a model on all words of the test split, beside published figures."""
     from clearhead.train import evaluate, load, scores
 
     found = evaluate(load(run), beam=beam)
     if as_json:
-        print(json.dumps(found))
-    else:
-        for row in scores.table(found):
-            print(f"{row['value']:>7.2%}  {row['name']} ({row['note']})")
+        return [json.dumps(found)]
+    return [f"{row['value']:>7.2%}  {row['name']} ({row['note']})" for row in scores.table(found)]
 
 
 @app.command()
@@ -93,7 +95,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with scores.")] = False,
     heatmap: Annotated[Path | None, typer.Option(help="Draw what the phonemes attend to, for one word.")] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut words longer than the model reads.")] = False,
-) -> None:
+) -> list[str]:
     """Pronounce words: one line each, in their order."""
     from clearhead.train import load
     from clearhead.train.report import draw
@@ -107,11 +109,13 @@ def predict(
     found = model.predict(asked, beam=beam, n_best=n_best or 1, truncate=truncate)
     if heatmap:
         draw(model, asked[0], heatmap)
-    for word, best in zip(asked, found, strict=True):
-        if as_json:
-            print(json.dumps({"source": word, "predictions": [asdict(one) for one in best]}, ensure_ascii=False))
-        else:
-            print("\t".join(one.text for one in best))
+    if as_json:
+        rows = [
+            {"source": word, "predictions": [asdict(one) for one in best]}
+            for word, best in zip(asked, found, strict=True)
+        ]
+        return [json.dumps(row, ensure_ascii=False) for row in rows]
+    return ["\t".join(one.text for one in best) for best in found]
 
 
 def _words(words: list[str], files: list[Path]) -> list[str]:
@@ -126,19 +130,22 @@ def _words(words: list[str], files: list[Path]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the program; ends it with status 0, 2 after a mistake, 130 after Ctrl-C."""
     try:
-        status = app(arguments, standalone_mode=False)
-        sys.stdout.flush()
+        results = app(arguments, standalone_mode=False)  # what the command returns, or the status it exits with
     except ClearheadError as error:
-        status = _refuse(str(error))
+        results = _refuse(str(error))
     except _UsageError as error:
-        status = _refuse(error.format_message())
-    except (KeyboardInterrupt, typer.Abort) as error:
-        print(f"\n{error or 'interrupted'}", file=sys.stderr)
-        status = 130
-    except BrokenPipeError:  # whoever reads has enough; the interpreter must not complain when it flushes
+        results = _refuse(error.format_message())
+    sys.exit(results if isinstance(results, int) else _print(results or []))
+
+
+def _print(lines: list[str]) -> int:
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough; the interpreter must not complain when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    sys.exit(status or 0)
+    return 0
 
 
 _UsageError: Any = typer.BadParameter.__mro__[2]

@@ -131,6 +131,6 @@ def _split_until_even(cuts: np.ndarray, world: int) -> np.ndarray:
         counts = np.diff(cuts)
         largest = int(counts.argmax())
         if counts[largest] < 2:
-            raise InputError(f"{world} processes cannot share {len(counts)} batches of one example: raise the token budget")
+            raise InputError(f"{world} processes cannot share {len(counts)} batches of one example: raise the budget")
         cuts = np.insert(cuts, largest + 1, cuts[largest] + counts[largest] // 2)
     return cuts

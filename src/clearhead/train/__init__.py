@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "Config": "clearhead.train.config",
+    "Interrupted": "clearhead.train.interrupt",
     "Model": "clearhead.train.model",
     "evaluate": "clearhead.train.scores",
     "load": "clearhead.train.model",
@@ -18,10 +19,11 @@ _HOME = {
     "train": "clearhead.train.run",
 }
 
-__all__ = ["Config", "Model", "evaluate", "load", "read_config", "train"]
+__all__ = ["Config", "Interrupted", "Model", "evaluate", "load", "read_config", "train"]
 
 if TYPE_CHECKING:
     from clearhead.train.config import Config as Config
+    from clearhead.train.interrupt import Interrupted as Interrupted
     from clearhead.train.model import Model as Model
     from clearhead.train.model import load as load
     from clearhead.train.run import train as train

@@ -144,7 +144,7 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
             devices=settings.devices,
             strategy="ddp" if settings.devices > 1 else "auto",
             precision=precision.lightning(settings.precision),
-            max_epochs=-1,
+            max_steps=sys.maxsize,  # Evaluation ends it; with no limit Lightning miscounts after some resumes
             accumulate_grad_batches=settings.accumulate,
             plugins=[checkpoints.AtomicCheckpoints()],
             callbacks=[journal, evaluation, Display(), interrupt],

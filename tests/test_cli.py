@@ -1,0 +1,169 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clearhead import __version__
+from clearhead.cli import main
+from clearhead.train import load
+from tiny_task import SMALL
+
+TINY = Path(__file__).with_name("tiny_task.py")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the run `run` in it, trained by the command line."""
+    folder, before = tmp_path_factory.mktemp("cli"), Path.cwd()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "g2p", *settings, "--name", "run", "--seed", "3", "--set", "model.layers=2"])
+    os.chdir(before)
+    torch.set_num_threads(threads)
+    assert ended.value.code == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def clearhead(runs, monkeypatch, capfd):
+    """Runs a command beside the runs: its status, standard output and standard error."""
+    monkeypatch.chdir(runs.parent)
+
+    def run(*arguments: str, standard_input: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(standard_input)))
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return ended.value.code, *capfd.readouterr()
+
+    return run
+
+
+def test_settings_reach_the_run(runs):
+    config = load(runs / "run").config
+    assert (config.seed, config.model.layers, str(config.train.duration)) == (3, 2, "12 steps")
+
+
+def test_one_line_a_word_on_standard_output_alone(clearhead, runs, tmp_path):
+    words = ["fade", "bead", "abc"]
+    expected = "".join(f"{text}\n" for text in load(runs / "run").predict(words))
+    (tmp_path / "words.txt").write_text("bead\nabc\n")
+    assert clearhead("predict", "runs/run", *words) == (0, expected, "")
+    assert clearhead("predict", "runs/run", "fade", "--file", str(tmp_path / "words.txt")) == (0, expected, "")
+    assert clearhead("predict", "runs/run", standard_input=b"fade\nbead\r\nabc") == (0, expected, "")
+
+
+def test_characters_never_seen_are_said_on_standard_error(clearhead):
+    status, output, errors = clearhead("predict", "runs/run", "fadé", "x")
+    assert (status, len(output.splitlines())) == (0, 2)
+    assert errors == "never seen in training, and read as bytes: é x\n"
+
+
+def test_several_best_ones(clearhead):
+    _, output, _ = clearhead("predict", "runs/run", "fade", "abc", "--n-best", "3")
+    assert [len(line.split("\t")) for line in output.splitlines()] == [3, 3]
+    _, output, _ = clearhead("predict", "runs/run", "fade", "--n-best", "2", "--beam", "4", "--json")
+    found = json.loads(output)
+    assert found["source"] == "fade"
+    assert [set(one) for one in found["predictions"]] == [{"text", "score", "finished"}] * 2
+
+
+def test_a_heatmap(clearhead, tmp_path):
+    picture = tmp_path / "out.png"
+    status, output, _ = clearhead("predict", "runs/run", "fade", "--heatmap", str(picture))
+    assert (status, len(output.splitlines())) == (0, 1)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    status, output, errors = clearhead("predict", "runs/run", "fade", "abc", "--heatmap", str(picture))
+    assert (status, output, errors) == (2, "", "error: --heatmap draws one word, not 2\n")
+
+
+def test_scores(clearhead, runs):
+    status, output, errors = clearhead("evaluate", "runs/run", "--json")
+    scores = json.loads(output)
+    assert (status, errors) == (0, "")
+    assert list(scores) == ["wer", "per", "wer_without_stress", "per_without_stress", "words"]
+    saved = json.loads((runs / "run/scores.json").read_text())
+    assert {key: saved[key] for key in scores} == scores
+    _, output, _ = clearhead("evaluate", "runs/run", "--beam", "1")
+    assert "33.89%  word error rate of Phonetisaurus" in output
+    assert len(output.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "g2q"], "unknown task 'g2q'; did you mean 'g2p'?"),
+        (["train", "g2p", "--sed", "1"], "--seed"),
+        (["train", "g2p", "--set", "train.layers=2"], "did you mean 'model.layers'?"),
+        (["train", "g2p", "--minutes", "-1"], "train.duration"),
+        (["train", "g2p", "--minutes", "soon"], "--minutes"),
+        (["train", "g2p", "--name", "run"], "go on with --resume, choose another --name, or replace it by --overwrite"),
+        (["train", "g2p", "--resume"], "runs/g2p does not exist"),
+        (["predict", "runs/none", "a"], "runs/none does not exist"),
+        (["predict", "runs/run", ""], "word 1 is empty"),
+        (["predict", "runs/run", "abcdefabcdefabcdef"], "has 18 tokens, the model reads 12"),
+        (["predict", "runs/run", "a", "--n-best", "3", "--beam", "2"], "1 <= n_best <= beam"),
+        (["predict", "runs/run", "--file", "none.txt"], "none.txt: no such file"),
+        (["predict", "runs/run"], "standard input: no words"),
+        (["predict"], "RUN"),
+        ([], "command"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(clearhead, arguments, message):
+    status, output, errors = clearhead(*arguments)
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("error: ")
+    assert message in errors
+
+
+def test_standard_input_is_refused_by_line(clearhead):
+    status, output, errors = clearhead("predict", "runs/run", standard_input=b"abc\n\xff\n")
+    assert (status, output, errors) == (
+        2,
+        "",
+        "error: standard input:2: not UTF-8 (byte 0xFF); save the file as UTF-8\n",
+    )
+
+
+def _python(*arguments: str, **options: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=False, **options)
+
+
+def test_version_and_help_import_no_torch():
+    code = (
+        "import sys\nfrom clearhead.cli import main\n"
+        "try: main([sys.argv[1]])\nfinally: print([m for m in ('torch', 'numpy', 'pydantic') if m in sys.modules])"
+    )
+    assert _python("-c", code, "--version").stdout.decode() == f"clearhead {__version__}\n[]\n"
+    output = _python("-c", code, "--help").stdout.decode()
+    assert output.endswith("[]\n")
+    assert all(command in output for command in ("train", "evaluate", "predict"))
+
+
+def test_predicting_needs_no_training_engine(runs):
+    code = (
+        f"import sys; sys.path.insert(0, {str(TINY.parent)!r}); import tiny_task\nfrom clearhead.cli import main\n"
+        "try: main(sys.argv[1:])\nfinally: print('lightning' in sys.modules)"
+    )
+    done = _python("-c", code, "predict", str(runs / "run"), "abc")
+    assert done.stdout.decode().splitlines()[-1] == "False", done.stderr.decode()
+
+
+def test_a_reader_that_has_enough_is_no_mistake(runs):
+    words = b"abc\n" * 20_000
+    command = f"{sys.executable} {TINY} predict {runs / 'run'} --beam 1 | head -n 1"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], input=words, capture_output=True, env=environment, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == 1

@@ -1,0 +1,205 @@
+import json
+
+import pytest
+import torch
+
+from clearhead.data import Batches, Examples, Tokenizer
+from clearhead.errors import ConfigError, DataError, InputError, RunError
+from clearhead.train import Model, evaluate, load, precision, train
+from clearhead.train.evaluation import validation_loss
+from clearhead.train.folder import RunFolder
+from clearhead.train.model import build
+from clearhead.train.report import attention, draw
+from tiny_task import Tiny, small
+
+LETTERS = Tokenizer.characters(word for word, _ in Tiny().pairs("train"))
+SYMBOLS = Tokenizer.symbols(text for _, text in Tiny().pairs("train"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So small a model is only slowed down by a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """A run that was trained until it can spell."""
+    said = []
+    settings = ("model.embed_dim=32", "train.duration=600 steps", "train.learning_rate=1e-2", "data.byte_share=0.05")
+    train(small(*settings, "train.precision=auto"), name="run", runs=tmp_path_factory.mktemp("runs"), say=said.append)
+    return RunFolder(tmp_path_factory.getbasetemp() / "runs0" / "run"), said
+
+
+def test_it_learns(learnt):
+    run, _ = learnt
+    scores = json.loads(run.scores.read_text())
+    assert scores["words"] == len(Tiny().references("test"))
+    assert 0 <= scores["per"] <= scores["wer"] < 0.2
+    records = run.read_metrics()
+    losses = [record["train_loss"] for record in records if "train_loss" in record]
+    assert losses[-1] < losses[0] / 2
+    valid = [record for record in records if "valid_loss" in record]
+    assert [record["step"] for record in valid] == [200, 400, 600]
+    assert valid[-1]["valid_wer"] < 0.3
+    assert [record["step"] for record in records] == sorted(record["step"] for record in records)
+    assert records[-1]["progress"] == 1
+
+
+def test_the_run_folder_holds_everything(learnt):
+    run, said = learnt
+    for path in (run.config, run.source, run.target, run.model, run.metrics, run.scores, run.report):
+        assert path.stat().st_size > 0, path
+    assert len(list(run.checkpoints.iterdir())) == 3
+    assert any(run.tensorboard.iterdir())
+    assert run.read_config().train.precision in precision.NAMES
+    assert "padding" in said[0]
+    assert said[1].startswith(f"precision {run.read_config().train.precision}: float32 ")
+    assert "<script" in run.report.read_text()
+
+
+def test_what_was_saved_is_what_was_scored(learnt):
+    run, _ = learnt
+    model = load(run.path)
+    again = evaluate(model)
+    assert {key: json.loads(run.scores.read_text())[key] for key in again} == again
+    assert evaluate(model, "valid", beam=1)["words"] == len(Tiny().references("valid"))
+    assert not model.module.training
+
+
+def test_predictions_do_not_depend_on_their_company(learnt):
+    model = load(learnt[0].path)
+    words = ["abc", "fa", "deadbeef", "ab", "cafe", "a", "beé"]
+    together = model.predict(words)
+    assert together == [model.predict([word])[0] for word in words]
+    assert together[3] == "A1 B"
+    assert model.unfamiliar(words) == ["é"]
+
+
+def test_n_best_are_different_and_in_order(learnt):
+    model = load(learnt[0].path)
+    (found,) = model.predict(["fade"], beam=5, n_best=4)
+    assert len({one.text for one in found}) == 4
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert model.predict(["fade"], beam=5) == [found[0].text]
+    with pytest.raises(InputError, match="n_best is 3 and beam 2"):
+        model.predict(["fade"], beam=2, n_best=3)
+
+
+def test_words_that_cannot_be_predicted(learnt):
+    model = load(learnt[0].path)
+    with pytest.raises(DataError, match="line 2: 'abcdefabcdefabcdef' has 18 tokens, the model reads 12"):
+        model.predict(["ab", "abcdef" * 3])
+    assert len(model.predict(["ab", "abcdef" * 3], truncate=True)) == 2
+    with pytest.raises(DataError, match="no words"):
+        model.predict([])
+
+
+def test_attention_has_names_on_its_axes(learnt, tmp_path):
+    model = load(learnt[0].path)
+    seen = attention(model, "bedé")
+    assert seen["source"] == ["b", "e", "d", "<0xC3>", "<0xA9>"]
+    for path, weights in seen["maps"].items():
+        rows, columns = seen["axes"][path]
+        assert weights.shape == (2, len(rows), len(columns)), path
+        torch.testing.assert_close(torch.from_numpy(weights).sum(-1), torch.ones(weights.shape[:-1]))
+    assert seen["axes"]["decoder.layers.0.cross_attention"][0][-1] == "end"
+    draw(model, "bed", tmp_path / "bed.png")
+    assert (tmp_path / "bed.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match=r"cannot write .*bed\.xyz"):
+        draw(model, "bed", tmp_path / "bed.xyz")
+
+
+def test_a_damaged_model_is_refused(learnt, tmp_path):
+    run, _ = learnt
+    for path in (run.config, run.source, run.target):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(run.model.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"model\.safetensors is damaged"):
+        load(tmp_path)
+
+
+def test_a_finished_run_is_not_resumed_nor_overwritten(learnt):
+    run, _ = learnt
+    with pytest.raises(RunError, match="has been trained to its end"):
+        train("g2p", name="run", runs=run.path.parent, resume=True)
+    with pytest.raises(RunError, match="go on with --resume"):
+        train("g2p", name="run", runs=run.path.parent)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        train("g2p", name="run", runs=run.path.parent, resume=True, overwrite=True)
+
+
+def _weights(config, folder) -> dict[str, torch.Tensor]:
+    return train(config, name="run", runs=folder, say=lambda _: None).module.state_dict()
+
+
+def test_the_seed_decides_everything(tmp_path):
+    one, two, other = (_weights(small(f"seed={seed}"), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2)))
+    assert all(one[name].equal(two[name]) for name in one)
+    assert not all(one[name].equal(other[name]) for name in one)
+
+
+def test_accumulated_batches_equal_the_full_batch(tmp_path):
+    # One batch holds all examples, or several of different sizes do: the same gradient, and so the same weights.
+    settings = ("model.dropout=0", "train.duration=6 epochs", "data.byte_share=0", "train.average=1")
+    examples = Examples.read(Tiny(), "train", LETTERS, SYMBOLS)
+    parts = len(Batches(examples, 4000))
+    assert parts > 3
+    whole = _weights(small(*settings, "data.batch_tokens=1000000"), tmp_path / "whole")
+    cut = _weights(small(*settings, "data.batch_tokens=4000", f"train.accumulate={parts}"), tmp_path / "cut")
+    for name in whole:
+        torch.testing.assert_close(cut[name], whole[name], rtol=1e-3, atol=2e-4)
+
+
+def test_training_stops_early_and_takes_the_best(tmp_path):
+    # A learning rate that destroys what was learnt: validation gets worse after a while.
+    config = small("train.duration=400 steps", "train.evaluations=40", "train.patience=2", "train.learning_rate=0.3",
+                   "train.warmup=0.9", "train.average=1")  # fmt: skip
+    model = train(config, name="run", runs=tmp_path, say=lambda _: None)
+    run = RunFolder(tmp_path / "run")
+    losses = [record["valid_loss"] for record in run.read_metrics() if "valid_loss" in record]
+    assert len(losses) < 40
+    assert min(losses) < min(losses[-2:])
+    valid = Batches(Examples.read(Tiny(), "valid", LETTERS, SYMBOLS), 1000, shuffle=False)
+    assert validation_loss(model.module, valid) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_a_budget_of_time_is_kept(tmp_path):
+    config = small("train.duration=0.05 minutes", "train.average=1")
+    train(config, name="run", runs=tmp_path, say=lambda _: None)
+    records = RunFolder(tmp_path / "run").read_metrics()
+    assert records[-1]["progress"] == 1
+    assert 3 <= records[-1]["seconds"] < 5
+    rates = [record["learning_rate"] for record in records if "learning_rate" in record]
+    assert rates[-1] < 0.05 * max(rates)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step .*: lower train.learning_rate"):
+        train(
+            small("train.learning_rate=1e30", "train.duration=200 steps"), name="run", runs=tmp_path, say=lambda _: None
+        )
+
+
+def test_a_pattern_in_the_configuration():
+    module = build(small("model.pattern=window(1)"), LETTERS, SYMBOLS)
+    model = Model(module, LETTERS, SYMBOLS, small())
+    weights = model.maps("abcdef")["encoder.layers.0.attention"].weights()
+    assert (weights.triu(2) == 0).all()
+    assert (weights.tril(-2) == 0).all()
+    with pytest.raises(ConfigError, match=r"model\.pattern: .*windw.*did you mean 'window'"):
+        build(small("model.pattern=windw(1)"), LETTERS, SYMBOLS)
+
+
+def test_measuring_leaves_random_numbers_and_weights_alone():
+    module = build(small(), LETTERS, SYMBOLS)
+    before, state = {name: w.clone() for name, w in module.state_dict().items()}, torch.get_rng_state()
+    speeds = precision.measure(module, Batches(Examples.read(Tiny(), "train", LETTERS, SYMBOLS), 500), rounds=1)
+    assert set(speeds) == set(precision.NAMES)
+    assert min(speeds.values()) > 0
+    assert torch.get_rng_state().equal(state)
+    assert all(w.equal(before[name]) for name, w in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
