@@ -413,6 +413,24 @@ def test_dropout_keeps_the_mean_and_its_gradient():
             assert not torch.equal(once(q, k, v), A @ v)
 
 
+def test_autocast_casts_what_comes_in_and_nothing_within():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 30, 8) for _ in range(3))
+    half = [x.bfloat16() for x in (q, k, v)]
+    for options in ({}, {"softcap": 3.0}):
+        want = ch.Softmax(ch.causal(), **options)(*half[:2])
+        with torch.autocast("cpu", torch.bfloat16):
+            A = ch.Softmax(ch.causal(), **options)(q, half[1])
+            assert (A @ v).dtype == torch.bfloat16
+            assert torch.equal(A @ v, want @ half[2])
+            assert torch.equal(A.weights(), want.weights())
+            assert torch.equal(A.statistics().entropy, want.statistics().entropy)
+            assert torch.equal(A.T @ v, want.T @ v)
+            layer = ch.nn.SelfAttention(8, 2, positions=ch.nn.Rotary(4), qk_norm=True)
+            layer(q[0]).sum().backward()
+        assert layer.query.weight.grad.isfinite().all()
+
+
 def test_an_empty_batch_no_keys_and_no_queries():
     for b, nq, nk in itertools.product((0, 2), (0, 3), (0, 4)):
         q, k, v = torch.randn(b, 2, nq, 4), torch.randn(b, 2, nk, 4), torch.randn(b, 2, nk, 5)

@@ -3,7 +3,7 @@
 from clearhead.kernels.choose import SMALL, Call, Explanation, choose, describe, explain
 from clearhead.kernels.operator import run as stream
 from clearhead.kernels.rows import Rows, softmax_rows
-from clearhead.kernels.score import Score, grouped, working_dtype
+from clearhead.kernels.score import Score, as_given, working_dtype
 from clearhead.kernels.sdpa import sdpa
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
@@ -20,10 +20,10 @@ __all__ = [
     "Task",
     "Tile",
     "Visible",
+    "as_given",
     "choose",
     "describe",
     "explain",
-    "grouped",
     "sdpa",
     "softmax_rows",
     "stream",

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from clearhead.kernels import stream
 from clearhead.kernels.rows import RAW
-from clearhead.kernels.score import Score, working_dtype
+from clearhead.kernels.score import Score, as_given, working_dtype
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import parse
@@ -47,12 +47,14 @@ def _task(*call: Any) -> tuple[Tensor, Tensor, Tensor, Task]:
 
 
 def _forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return stream.forward(*_task(*call))
+    with as_given(call[0].device):
+        return stream.forward(*_task(*call))
 
 
 def _backward(g_out: Tensor, g_raw: Tensor, g_received: Tensor, lse: Tensor, *call: Any) -> tuple[Tensor, ...]:
     q, k, v, task = _task(*call)
-    return stream.backward(g_out, g_raw, g_received, q, k, v, lse, task)
+    with as_given(q.device):
+        return stream.backward(g_out, g_raw, g_received, q, k, v, lse, task)
 
 
 forward_op = torch.library.custom_op(

@@ -1,5 +1,6 @@
 """Logits: what softmax is taken of. Shapes: q (B, H, R, D), k (B, Hkv, K, D), H a multiple of Hkv."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,3 +39,8 @@ def grouped(x: Tensor, k: Tensor) -> Tensor:
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """What logits and statistics are computed in: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def as_given(device: torch.device) -> AbstractContextManager[None]:
+    """A block in which products are taken in their tensors' own dtype, whatever autocast surrounds it."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool1d
 from torch.utils.checkpoint import checkpoint
 
 from clearhead.errors import InputError, ShapeError
-from clearhead.kernels import Statistics
+from clearhead.kernels import Statistics, as_given
 
 Rows = int | Sequence[int] | range | Tensor
 
@@ -153,7 +153,7 @@ class AttentionMap(ABC):
             raise ShapeError(f"y has shape {tuple(y.shape)}; expected {n_queries} queries, {b} samples and {h} heads")
         total = torch.zeros(b, h, n_keys, full.shape[-1], dtype=self._wide, device=self.device)
         full = full.to(self._wide)
-        for strip, part in self._visit(lambda s: s.weights().mT @ full[s.b, s.h, s.rows]):
+        for strip, part in self._visit(lambda s: _transposed(s, full)):
             total[strip.b, strip.h, strip.keys] += part
         return self._dropped(total.to(y.dtype))
 
@@ -172,7 +172,8 @@ class AttentionMap(ABC):
         if full.shape[:3] != (b, self._kv_heads, n_keys):
             wanted = (b, self._kv_heads, n_keys, "Dv")[-v.dim() :] if v.dim() != 3 else (b, n_keys, "Dv")
             raise ShapeError(f"v has shape {tuple(v.shape)}; k makes it ({', '.join(map(str, wanted))})")
-        if v.dtype != self.dtype:
+        full = autocasted(full)
+        if full.dtype != self.dtype:
             raise InputError(f"v is {v.dtype}, q and k are {self.dtype}; write v.to({self.dtype})")
         if v.device != self.device:
             raise InputError(f"v is on {v.device}, q and k are on {self.device}; write v.to('{self.device}')")
@@ -223,6 +224,19 @@ class Adjoint:
 def with_axes(x: Tensor) -> Tensor:
     """(N, D) or (B, N, D) as (B, 1, N, D)."""
     return {2: lambda: x[None, None], 3: lambda: x[:, None], 4: lambda: x}[x.dim()]()
+
+
+def autocasted(x: Tensor) -> Tensor:
+    """`x` in the dtype that an enclosing autocast asks for, as it would give it to fused attention."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def _transposed(strip: Strip, y: Tensor) -> Tensor:
+    with as_given(y.device):
+        return strip.weights().mT @ y[strip.b, strip.h, strip.rows]
 
 
 def _top(weights: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
             raise ShapeError(f"{name} has shape {tuple(x.shape)}; expected {' or '.join(_LAYOUTS.values())}")
     if q.dim() != k.dim():
         raise ShapeError(f"q has {q.dim()} axes and k has {k.dim()}; give both {_LAYOUTS[q.dim()]}")
-    if q.dtype != k.dtype:
+    if q.dtype != k.dtype and not torch.is_autocast_enabled(q.device.type):
         raise InputError(f"q is {q.dtype} and k is {k.dtype}; write k.to(q.dtype) or q.to(k.dtype)")
     if q.device != k.device:
         raise InputError(f"q is on {q.device} and k is on {k.device}; write k.to(q.device)")

@@ -21,6 +21,7 @@ from clearhead.kernels import (
     Task,
     Tile,
     Visible,
+    as_given,
     choose,
     describe,
     sdpa,
@@ -30,7 +31,7 @@ from clearhead.kernels import (
     working_dtype,
 )
 from clearhead.kernels import explain as explain_call
-from clearhead.maps.base import AttentionMap, Strip, with_axes
+from clearhead.maps.base import AttentionMap, Strip, autocasted, with_axes
 from clearhead.maps.cache import GrowingCache
 from clearhead.maps.checks import check_bias, check_queries_and_keys, visible_pairs
 from clearhead.patterns import Pattern, everything
@@ -114,7 +115,8 @@ def _softmax(tile: Tile, q: Tensor, k: Tensor, see: Visible, score: Score) -> Te
     """The weights of a tile, (b, h, rows, keys)."""
     wide = working_dtype(q.dtype)
     queries, keys = q[tile.b, tile.h, tile.rows].to(wide), k[tile.b, tile.kv, tile.keys].to(wide)
-    return softmax_rows(tile, queries, keys, score, see).weights
+    with as_given(q.device):
+        return softmax_rows(tile, queries, keys, score, see).weights
 
 
 class Softmax(nn.Module):
@@ -214,9 +216,9 @@ def _softmax_map(
     q_positions: Tensor | None,
     k_positions: Tensor | None,
 ) -> SoftmaxMap:
-    check_queries_and_keys(q, k)
+    check_queries_and_keys(q, k)  # in what they came as; autocast then casts them, as it does for fused attention
     axes = q.dim()
-    q, k = with_axes(q), with_axes(k)
+    q, k = autocasted(with_axes(q)), autocasted(with_axes(k))
     visible = visible_pairs(q, k, pattern, lengths, mask, q_positions, k_positions)
     score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, check_bias(bias, q, k))
     # keys alone have lengths in cross-attention, where queries and keys stand on different axes

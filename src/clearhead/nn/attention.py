@@ -62,10 +62,10 @@ class _Attention(nn.Module):
         return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
 
     def _queries(self, x: Tensor) -> Tensor:
-        return self.query_norm(self._heads(self.query(x), self.num_heads))
+        return _normed(self.query_norm, self._heads(self.query(x), self.num_heads))
 
     def _keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        keys = self.key_norm(self._heads(self.key(memory), self.kv_heads))
+        keys = _normed(self.key_norm, self._heads(self.key(memory), self.kv_heads))
         return keys, self._heads(self.value(memory), self.kv_heads)
 
     def _apply_map(self, A: AttentionMap, v: Tensor) -> Tensor:
@@ -282,6 +282,11 @@ class CrossAttention(_Attention):
             raise InputError(f"kdim={module.kdim} and vdim={module.vdim} differ; keys and values share one memory here")
         new = cls(module.embed_dim, module.num_heads, memory_dim=module.kdim, dropout=module.dropout)
         return _copy_projections(new, module)
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """`x` normalised in the norm's own dtype, which under autocast is wider than that of `x`."""
+    return norm(x.to(norm.weight.dtype)).to(x.dtype) if isinstance(norm, nn.RMSNorm) else x
 
 
 def next_positions(x: Tensor, given: Tensor | None, start: Tensor | None) -> Tensor:
