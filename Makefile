@@ -49,7 +49,7 @@ check: .venv/has-dev
 	$(BIN)/mypy
 
 docs: .venv/has-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/has-dev
 	$(BIN)/python bench/attend.py $(ARGS)

@@ -1,0 +1,82 @@
+"""Draw the pictures of README and of these pages again: python docs/make_pictures.py [FOLDER]
+
+Those of a trained model need runs/g2p (`make train`) and are left alone without it.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+import clearhead as ch
+
+HERE = Path(__file__).parent
+RUN = HERE.parent / "runs" / "g2p"
+WORD = "attention"
+
+
+def weights() -> Figure:
+    """The first example: ten random tokens, and how a newly made layer spreads its attention over them."""
+    torch.manual_seed(0)
+    layer = ch.nn.SelfAttention(embed_dim=128)
+    return ch.picture.heatmap(layer.map(torch.randn(1, 10, 128)))
+
+
+def patterns() -> Figure:
+    """Patterns and compositions of them, as who may see whom among the first 24 positions."""
+    shown = (
+        ch.causal(),
+        ch.window(3),
+        ch.causal() & ch.window(5),
+        ch.chunks(6),
+        ch.causal() & (ch.window(3) | ch.first(2)),
+        ch.causal() & ~ch.window(2),
+    )
+    figure = Figure((9, 6.2), layout="compressed", facecolor="white")
+    at, zero = torch.arange(24), torch.tensor(0)
+    for axes, pattern in zip(figure.subplots(2, 3).flat, shown, strict=True):
+        axes.imshow(pattern.allows(zero, zero, at[:, None], at[None, :]).numpy(), cmap="GnBu", vmin=0, vmax=1.3)
+        axes.set_title(repr(pattern), fontsize=9, family="monospace")
+        axes.set(xticks=[], yticks=[], xlabel="key", ylabel="query")
+    return figure
+
+
+def long() -> Figure:
+    """8,192 tokens whose queries look for their like: a wave, seen through a causal window and two first tokens."""
+    n = 8192
+    at = torch.arange(n)[:, None]
+    wave = torch.cat([torch.sin(at * (2 * math.pi / period)) for period in (4096, 1365, 455)], dim=-1)
+    x = torch.cat([wave, 2 * at / n], dim=-1)[None, None]
+    A = ch.Softmax(ch.causal() & (ch.window(3000) | ch.first(200)), scale=2.0)(x, x)
+    return ch.picture.heatmap(A, log=True)
+
+
+def word() -> Figure:
+    """What each phoneme of a word looked at, over the heads of the last layer, in the trained model."""
+    model = ch.load(RUN)
+    maps = model.maps(WORD)
+    A = maps[[name for name in maps if "cross" in name][-1]]
+    rows = [*model.predict([WORD])[0].split(), "end"]
+    return ch.picture.heatmap(A.weights().mean(1), rows=rows, columns=model.letters.labels(WORD), title=WORD)
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {"weights": weights, "patterns": patterns, "long": long, "word": word}
+
+
+def make(folder: Path) -> list[Path]:
+    """Draw what can be drawn here into `folder`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for name, draw in PICTURES.items():
+        if draw is not word or (RUN / "model.safetensors").exists():
+            made.append(folder / f"{name}.png")
+            draw().savefig(made[-1], dpi=80, metadata={"Software": None})
+    return made
+
+
+if __name__ == "__main__":
+    for path in make(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "pictures"):
+        print(path)

@@ -1,0 +1,267 @@
+"""The documentation is true: its examples run and print what they say, its tables are those of the code.
+
+Blocks of a page run from top to bottom, in one namespace and one folder, which holds a small trained run at runs/g2p:
+
+- `python` runs; a `text` block right behind it is what it prints, where `...` stands for anything.
+- `console` lines that begin with `$` run: `clearhead` on the tiny task, in seconds; `make` targets must be there.
+- `yaml` is a configuration, which must be valid; with title="FILE" it is also written there.
+- a block below `<!-- not run: reason -->` is not run. How many there are is written down here.
+"""
+
+import doctest
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, fields
+from io import BytesIO, TextIOWrapper
+from itertools import pairwise
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+import clearhead as ch
+import test_house
+from clearhead.cli import app, main
+from clearhead.kernels import Statistics
+from clearhead.train import config, settings, task
+from clearhead.train.clock import Clock
+from tiny_task import SMALL
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NOT_RUN = {"README.md": 3, "CONTRIBUTING.md": 1, "docs/start.md": 2}
+STEPS = config.Duration(amount=12, unit="steps")
+
+_FENCE = re.compile(
+    r"(?P<skip><!-- not run: [^>]+ -->\n)?^```(?P<kind>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_PICTURE_OR_LINK = re.compile(r"\]\(([^)#\s]+)|<img src=\"([^\"]+)\"")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its lines, where they begin, and whether it is run."""
+
+    kind: str
+    body: str
+    title: str | None
+    where: str
+    runs: bool
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in _FENCE.finditer(text):
+        where = f"{page.relative_to(ROOT)}:{text[: match.start('body')].count(chr(10)) + 1}"
+        found.append(Block(match["kind"], match["body"], match["title"], where, match["skip"] is None))
+    assert text.count("\n```") == 2 * len(found), f"{page}: a block has no language, or is indented"
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny_g2p():
+    """For this module the task g2p is the tiny one, and five minutes are twelve steps."""
+    small: dict = {}
+    for setting in SMALL:
+        (section, key), value = setting.partition("=")[0].split("."), setting.partition("=")[2]
+        small.setdefault(section, {})[key] = int(value) if value.isdigit() else value
+    small["model"]["layers"] = 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.TASKS, "g2p", small)
+        patch.setattr(task, "Clock", lambda duration, steps_per_epoch: Clock(STEPS, steps_per_epoch))
+        yield
+    torch.set_num_threads(threads)
+
+
+def run_command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return ended.value.code
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_g2p, tmp_path_factory):
+    """A folder with runs/g2p in it."""
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_command("train", "g2p", "--minutes", "5") == 0
+    return folder
+
+
+@pytest.fixture
+def beside_run(trained, tmp_path, monkeypatch):
+    """A copy of that folder to work in."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Page:
+    """Runs the blocks of one page in their order."""
+
+    def __init__(self, monkeypatch, capsys) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.names: dict = {"__name__": "__main__"}
+        self.printed = ""
+
+    def run(self, block: Block) -> None:
+        {"python": self.python, "text": self.text, "console": self.console, "yaml": self.yaml}[block.kind](block)
+
+    def python(self, block: Block) -> None:
+        line = int(block.where.split(":")[1])
+        exec(compile("\n" * (line - 1) + block.body, block.where, "exec"), self.names)
+        self.printed = self.capsys.readouterr().out
+
+    def text(self, block: Block) -> None:
+        self.compare(block.body, block.where)
+
+    def yaml(self, block: Block) -> None:
+        settings.from_yaml(block.body, block.where)
+        if block.title:
+            Path(block.title).write_text(block.body, encoding="utf-8")
+
+    def console(self, block: Block) -> None:
+        for part in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
+            command, _, expected = part.partition("\n")
+            self.command(shlex.split(command, comments=True), block.where)
+            if expected.strip():
+                self.compare(expected, block.where)
+
+    def command(self, words: list[str], where: str) -> None:
+        if "|" in words:
+            bar = words.index("|")
+            assert words[0] == "echo", f"{where}: only echo is understood before |"
+            self.monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(" ".join(words[1:bar]).encode())))
+            words = words[bar + 1 :]
+        program, *arguments = words
+        if program == "make":
+            target = arguments[0]
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{where}: no {target}"
+        else:
+            assert program == "clearhead", f"{where}: {program} cannot be run; say so above the block"
+            prepare(arguments)
+            assert run_command(*arguments) == 0, f"{where}: {self.capsys.readouterr().err}"
+            self.printed = self.capsys.readouterr().out
+
+    def compare(self, expected: str, where: str) -> None:
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        assert doctest.OutputChecker().check_output(expected, self.printed, flags), (
+            f"{where} says\n{expected}\nbut what is printed is\n{self.printed}"
+        )
+
+
+def prepare(arguments: list[str]) -> None:
+    """Bring about the state that a page speaks of: no run to be trained, an interrupted one to be resumed."""
+    if arguments[0] != "train":
+        return
+    named = dict(pairwise(arguments)).get("--name", "g2p")
+    run = Path("runs", named)
+    if "--resume" in arguments:
+        (run / "model.safetensors").unlink()
+        max((run / "checkpoints").glob("step-*")).unlink()
+    elif "--overwrite" not in arguments and run.exists():
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_shows_is_so(page, beside_run, monkeypatch, capsys):
+    runner = Page(monkeypatch, capsys)
+    for block in blocks(page):
+        if block.runs:
+            runner.run(block)
+
+
+def test_what_cannot_be_run_is_counted():
+    skipped = {str(page.relative_to(ROOT)): sum(not block.runs for block in blocks(page)) for page in PAGES}
+    assert {name: count for name, count in skipped.items() if count} == NOT_RUN
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_pictures_are_there(page):
+    for link in _PICTURE_OR_LINK.findall(page.read_text(encoding="utf-8")):
+        name = link[0] or link[1]
+        if "://" not in name:
+            assert (page.parent / name).exists(), f"{page}: {name}"
+
+
+def test_the_first_example_runs_on_the_first_screen():
+    first = next(block for block in blocks(ROOT / "README.md") if block.kind == "python")
+    assert "SelfAttention(embed_dim=128)" in first.body
+    assert int(first.where.split(":")[1]) + first.body.count("\n") <= 30
+
+
+def test_pictures_can_be_drawn_again(tmp_path):
+    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    made = {path.name for path in pictures.make(tmp_path)}
+    shown = {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
+    assert shown - {"word.png"} == made - {"word.png"}
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in made)
+    assert all((ROOT / "docs" / "pictures" / name).stat().st_size < 200_000 for name in shown)
+
+
+def rows(page: str, header: str) -> list[list[str]]:
+    """The rows of the table whose header begins so."""
+    _, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(f"\n| {header}")
+    assert rest, f"{page} has no table {header}"
+    lines = rest.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def names(cells: list[str]) -> list[str]:
+    return [name for cell in cells for name in re.findall(r"`(\w+)", cell)]
+
+
+def test_the_design_lists_the_statistics_that_there_are():
+    listed = names([row[0] for row in rows("docs/design.md", "statistic")])
+    assert sorted(listed) == sorted(field.name for field in fields(Statistics))
+
+
+def test_the_design_lists_the_patterns_that_there_are():
+    shapes = {name for name in ch.__all__ if ch._HOME.get(name) == "clearhead.patterns"} - {"Pattern"}
+    for page in ("docs/design.md", "docs/maps.md"):
+        assert set(names([row[0] for row in rows(page, "pattern")])) == shapes
+
+
+def test_the_design_lists_the_kernels_in_their_order():
+    from clearhead.kernels.choose import KERNELS
+
+    assert names([row[0] for row in rows("docs/design.md", "kernel")]) == [name for name, _ in KERNELS]
+
+
+def test_the_design_draws_the_house_as_it_is():
+    listed = {name.rstrip("/").removesuffix(".py"): int(level) for level, name in _levels()}
+    rooms = {test_house.room(module) for module in test_house.MODULES} - {""}
+    assert listed == {room: test_house.LEVELS[room] for room in rooms}
+
+
+def _levels() -> list[tuple[str, str]]:
+    return [(row[0], name) for row in rows("docs/design.md", "level") for name in re.findall(r"`([\w/.]+)`", row[1])]
+
+
+def test_every_key_of_the_configuration_is_documented_with_its_default():
+    for path in settings.paths():
+        value = attrgetter(path)(config.Config())
+        shown = "none" if value is None else str(value).replace("(", "[").replace(")", "]")
+        shown = {"True": "true", "False": "false"}.get(shown, shown)
+        assert [f"`{path}`", f"`{shown}`"] in [row[:2] for row in rows("docs/training.md", "key")], f"{path}: {shown}"
+
+
+def test_every_option_of_the_program_is_documented():
+    program = typer.main.get_command(app)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name, command in program.commands.items():
+        assert f"clearhead {name}" in text
+        for option in (option for parameter in command.params for option in parameter.opts):
+            assert not option.startswith("--") or f"`{option}" in text or f" {option}" in text, f"{name} {option}"
