@@ -35,6 +35,7 @@ SMALL = [
     "model.num_heads=2",
     "model.layers=1",
     "model.max_length=12",
+    "model.dropout=0.1",
     "train.precision=float32",
     "train.duration=12 steps",
     "train.evaluations=3",

@@ -129,6 +129,9 @@ def _words(words: list[str], files: list[Path]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program; ends it with status 0, 2 after a mistake, 130 after Ctrl-C."""
+    # Before torch is imported: its threads then sleep while they wait for each other. By default they spin, and where
+    # anything else is running on the same cores a training takes many times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         results = app(arguments, standalone_mode=False)  # what the command returns, or the status it exits with
     except ClearheadError as error:

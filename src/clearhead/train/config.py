@@ -94,8 +94,10 @@ class Training(Section):
     duration: Annotated[
         Duration, BeforeValidator(Duration.parse), PlainSerializer(str)
     ] = Duration(amount=4.5, unit="minutes")  # fmt: skip
-    learning_rate: Positive = 3e-3
-    """At its peak, for AdamW."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: for the matrices between hidden states, with AdamW for the rest; adamw: for everything."""
+    learning_rate: Positive = 4e-3
+    """At its peak."""
     warmup: Fraction = 0.05
     """The share of the training in which the learning rate rises to its peak."""
     decay: Literal["cosine", "linear"] = "cosine"
@@ -137,5 +139,5 @@ class Config(Section):
     decode: Decoding = Decoding()
 
 
-TASKS: dict[str, dict[str, Any]] = {"g2p": {}}
+TASKS: dict[str, dict[str, Any]] = {"g2p": {"model": {"dropout": 0.0}}}
 """What each built-in task sets differently from the defaults."""

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from clearhead.data import PAD, Batch, Batches, Examples
 from clearhead.train.clock import Clock, learning_rate
 from clearhead.train.config import Config
+from clearhead.train.optimizers import make_optimizer
 
 
 def summed_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -110,13 +111,7 @@ class Task(LightningModule):
         return self.clock.progress(step, elapsed)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov & Hutter 2019); matrices decay, and gains and biases do not."""
-        train = self.config.train
-        groups = [
-            {"params": [p for p in self.parameters() if p.ndim >= 2], "weight_decay": train.weight_decay},
-            {"params": [p for p in self.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, fused=True)
+        return make_optimizer(self.model, self.config.train)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]

@@ -1,0 +1,66 @@
+"""Which optimizer moves which parameter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from clearhead.train.config import Training
+
+
+def make_optimizer(model: nn.Module, train: Training) -> Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) for everything; or Muon (Jordan 2024) for the matrices between hidden states
+    and AdamW for the rest: embeddings, the output projection tied to them, gains and biases.
+
+    Muon's steps are scaled to the size of AdamW's (Liu 2025), so that both take one learning rate. Matrices decay;
+    gains and biases do not.
+    """
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    parameters = list(model.parameters())
+    hidden = [p for p in parameters if p.ndim == 2 and p not in tables]
+    tensors = [p for p in parameters if p.ndim >= 2 and not (p.ndim == 2 and p not in tables)]
+    vectors = [p for p in parameters if p.ndim < 2]
+    rest = [{"params": tensors, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if train.optimizer == "adamw":
+        rest[0]["params"] = hidden + tensors
+        return AdamW(rest, lr=train.learning_rate, betas=train.betas, fused=True)
+    muon = Muon(hidden, lr=train.learning_rate, weight_decay=train.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Together([muon, AdamW(rest, lr=train.learning_rate, betas=train.betas, fused=True)])
+
+
+class Together(Optimizer):
+    """Several optimizers, each of its own parameters, as one: for a trainer that knows of one."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = list(parts)
+        self._share()
+
+    def _share(self) -> None:
+        """The parts' own groups and states are seen through this one: a learning rate set here is set there."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.state.clear()
+        for part in self.parts:
+            self.state.update(part.state)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of each."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of the parts, in their order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share()
