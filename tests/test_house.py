@@ -109,13 +109,12 @@ def test_no_file_imports_itself_by_a_detour():
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-def test_a_folder_gives_what_its_init_names():
-    """From other folders, import what a folder's `__init__` offers where it offers it."""
-    for module, path in MODULES.items():
+def test_a_private_name_stays_in_its_file():
+    for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clearhead."):
-                assert not any(alias.name.startswith("_") for alias in node.names), f"{path}:{node.lineno}"
-                assert not room(module) or node.module in MODULES, f"{path}:{node.lineno}: no module {node.module}"
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clearhead"):
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private, f"{path}:{node.lineno}: {', '.join(private)} of {node.module}"
 
 
 def test_nothing_is_called_utils():
