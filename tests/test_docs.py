@@ -35,6 +35,7 @@ from tiny_task import SMALL
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NOT_RUN = {"README.md": 3, "CONTRIBUTING.md": 1, "docs/start.md": 2}
+G2P = dict(config.TASKS["g2p"])
 STEPS = config.Duration(amount=12, unit="steps")
 
 _FENCE = re.compile(
@@ -256,6 +257,13 @@ def test_every_key_of_the_configuration_is_documented_with_its_default():
         shown = "none" if value is None else str(value).replace("(", "[").replace(")", "]")
         shown = {"True": "true", "False": "false"}.get(shown, shown)
         assert [f"`{path}`", f"`{shown}`"] in [row[:2] for row in rows("docs/training.md", "key")], f"{path}: {shown}"
+
+
+def test_what_the_task_sets_differently_is_documented():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for section, keys in G2P.items():
+        for key, value in keys.items():
+            assert f"`{section}.{key}` to `{value}`" in text
 
 
 def test_every_option_of_the_program_is_documented():
