@@ -26,9 +26,10 @@ def steps(net, optimizer, count, seed=0):
 
 def test_muon_moves_the_hidden_matrices_and_adamw_the_rest():
     net = model()
-    muon, adamw = make_optimizer(net, Training()).parts
+    *muons, adamw = make_optimizer(net, Training(parts=2)).parts
+    assert len(muons) == 2
     names = {parameter: name for name, parameter in net.named_parameters()}
-    by_muon = {names[p] for group in muon.param_groups for p in group["params"]}
+    by_muon = {names[p] for muon in muons for group in muon.param_groups for p in group["params"]}
     by_adamw = {names[p] for group in adamw.param_groups for p in group["params"]}
     assert by_muon == {name for name in names.values() if name.endswith("weight") and "norm" not in name} - by_adamw
     assert {name for name in by_adamw if name.endswith("weight") and "norm" not in name} == {

@@ -33,6 +33,12 @@ class Batch(NamedTuple):
         lengths = None if self.source_lengths is None else self.source_lengths.to(device)
         return Batch(self.source.to(device), lengths, self.target.to(device))
 
+    def split(self, count: int) -> "list[Batch]":
+        """In `count` parts of nearly as many examples; fewer where there are not so many."""
+        sources, targets = self.source.chunk(count), self.target.chunk(count)
+        lengths = [None] * len(sources) if self.source_lengths is None else self.source_lengths.chunk(count)
+        return [Batch(*part) for part in zip(sources, lengths, targets, strict=True)]
+
 
 class Batches:
     """The batches of one rank: an iterable of an epoch each time, whose state is (epoch, batches given).

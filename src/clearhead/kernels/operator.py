@@ -27,7 +27,8 @@ _TENSORS = _CALL.count("Tensor")
 def run(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """`stream.forward`, with gradients in q, k, v and the score's bias."""
     see, score = task.visible, task.score
-    tensors = (q, k, v, score.bias, see.mask, see.q_lengths, see.k_lengths, see.q_positions, see.k_positions)
+    lengths, positions = (see.q_lengths, see.k_lengths), (see.q_positions, see.k_positions)
+    tensors: tuple[Tensor | None, ...] = (q, k, v, score.bias, see.mask, *lengths, *positions)
     options = (repr(see.pattern), score.scale, score.softcap, task.dropout, task.distance, task.received)
     if torch.compiler.is_compiling():
         tensors = tuple(_other(x, tensors[:i]) for i, x in enumerate(tensors))

@@ -48,7 +48,7 @@ class _Attention(nn.Module):
         self.out = nn.Linear(embed_dim, embed_dim) if out else nn.Identity()
         self.query_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.mechanism = Softmax() if mechanism is None else mechanism
+        self.mechanism: Any = Softmax() if mechanism is None else mechanism
         self.reset_parameters()
 
     def reset_parameters(self, branch_scale: float = 1.0) -> None:
@@ -75,7 +75,7 @@ class _Attention(nn.Module):
         assert isinstance(out, Tensor)
         return self._merge(out)
 
-    def _step(self, cache: Cache, *qkv: Tensor | None, **call: Any) -> Tensor:
+    def _step(self, cache: Cache, *qkv: Tensor, **call: Any) -> Tensor:
         out = cache.attend(*qkv, **call)
         if cache.map is not None:
             report(self, cache.map)
@@ -248,14 +248,14 @@ class CrossAttention(_Attention):
         With a cache that already holds the memory, `memory` may be None: its projections are not computed again.
         """
         self._check(x, "x", self.embed_dim)
-        q, call = self._queries(x), {"mask": mask, "pattern": pattern}
+        q = self._queries(x)
+        call: dict[str, Any] = {"mask": mask, "pattern": pattern, "lengths": (None, memory_lengths)}
         if memory is None:
             if cache is None:
                 raise InputError("memory is None, which only a cache that holds one can stand in for")
-            return self._step(cache, q, **call)
+            return self._step(cache, q, mask=mask, pattern=pattern)
         self._check(memory, "memory", self.memory_dim)
         k, v = self._keys_and_values(memory)
-        call["lengths"] = (None, memory_lengths)
         if cache is not None:
             return self._step(cache, q, k, v, **call)
         return self._apply_map(self.mechanism(q, k, **call), v)

@@ -158,9 +158,9 @@ class StackCache:
 class _Stack(nn.Module):
     """Copies of one layer, input positions, and a norm at the end."""
 
-    layers: nn.ModuleList
-
-    def __init__(self, layer: nn.Module, num_layers: int, positions: Sinusoidal | Learned | None) -> None:
+    def __init__(
+        self, layer: EncoderLayer | DecoderLayer, num_layers: int, positions: Sinusoidal | Learned | None
+    ) -> None:
         super().__init__()
         if num_layers < 1:
             raise InputError(f"num_layers is {num_layers}; it must be at least 1")
@@ -169,12 +169,13 @@ class _Stack(nn.Module):
         self.positions = positions
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
         self.norm = nn.LayerNorm(layer.embed_dim)
-        for layer in self.layers:
-            _initialise(layer, branch_scale(num_layers * layer.branches))
+        for copied in self.layers:
+            _initialise(copied, branch_scale(num_layers * layer.branches))
 
     def cache(self) -> StackCache:
         """Empty caches for decoding step by step."""
-        return StackCache([layer.cache() for layer in self.layers])
+        layers: Any = self.layers
+        return StackCache([layer.cache() for layer in layers])
 
     def _enter(self, x: Tensor, positions: Tensor | None, cache: StackCache | None) -> Tensor:
         if self.positions is None:
@@ -244,6 +245,7 @@ class Decoder(_Stack):
 
 def _initialise(layer: nn.Module, scale: float) -> None:
     """Initialise every part of a copied layer anew; those that end a residual branch scaled down."""
+    part: Any
     for part in layer.modules():
         if isinstance(part, SelfAttention | CrossAttention | FeedForward):
             part.reset_parameters(scale)

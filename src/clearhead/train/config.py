@@ -1,6 +1,6 @@
 """What a run is made from: one configuration, in sections, each value checked where it is set.
 
-The defaults are those of the task `g2p`; what another task needs differently stands in `TASKS`.
+What a task needs differently from the defaults stands in `TASKS`.
 """
 
 import re
@@ -73,7 +73,7 @@ class Network(Section):
     decoder_layers: Count | None = None
     positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     pattern: str | None = None
-    """Who may attend to whom in self-attention, as in "window(8)"; None: everyone (the decoder is causal besides)."""
+    """Who may attend to whom in the encoder, as in "window(8)"; None: everyone. The decoder is causal."""
     max_length: Count = 64
     """Tokens that the model reads or writes at most."""
     dropout: Fraction = 0.1
@@ -96,7 +96,7 @@ class Training(Section):
     ] = Duration(amount=4.5, unit="minutes")  # fmt: skip
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: for the matrices between hidden states, with AdamW for the rest; adamw: for everything."""
-    learning_rate: Positive = 4e-3
+    learning_rate: Positive = 6e-3
     """At its peak."""
     warmup: Fraction = 0.05
     """The share of the training in which the learning rate rises to its peak."""
@@ -110,7 +110,10 @@ class Training(Section):
     """Batches whose gradients are added up before each step."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: whichever of the two was measured to be faster on this model and machine."""
-    evaluations: Count = 10
+    parts: Count | None = None
+    """Into how many parts each batch is cut, computed side by side; None: as many as there are cores, up to 4, where
+    that can be repeated bit for bit (on a CPU, without dropout)."""
+    evaluations: Count = 5
     """How often during the training it is validated and a checkpoint is kept, at equal distances."""
     validation_words: Count = 500
     """Validation words whose greedy predictions are scored; the loss is of all of them."""
@@ -139,5 +142,5 @@ class Config(Section):
     decode: Decoding = Decoding()
 
 
-TASKS: dict[str, dict[str, Any]] = {"g2p": {"model": {"dropout": 0.0}}}
+TASKS: dict[str, dict[str, Any]] = {"g2p": {"model": {"dropout": 0.0, "decoder_layers": 1}}}
 """What each built-in task sets differently from the defaults."""

@@ -151,7 +151,8 @@ def load(path: str | Path) -> Model:
     config = folder.read_config()
     if not folder.model.exists():
         raise RunError(
-            f"{path} has no model.safetensors: its training has not ended; go on with `clearhead train --resume`"
+            f"{path} has no model.safetensors: its training has not ended; go on with "
+            f"`clearhead train {config.task} --name {folder.path.name} --resume`"
         )
     letters, symbols = folder.read_tokenizers()
     module = build(config, letters, symbols)

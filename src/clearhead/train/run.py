@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 
 from clearhead.data import Batches, Examples, Source, Tokenizer, open_source
 from clearhead.errors import ConfigError, RunError
-from clearhead.train import checkpoints, precision
+from clearhead.train import checkpoints, parts, precision
 from clearhead.train.config import TASKS, Config
 from clearhead.train.evaluation import Evaluation, validation_loss
 from clearhead.train.folder import RunFolder, write_text
@@ -60,7 +60,7 @@ def train(
     material = _gather(config, run, say)
     torch.manual_seed(config.seed)
     model = Model(build(config, material.letters, material.symbols), material.letters, material.symbols, config)
-    model = _with_precision(run, model, material.train, say)
+    model = _with_decisions(run, model, material.train, say)
     _fit(run, model, material, resume)
     _finish(run, model, material, say)
     return model
@@ -87,9 +87,9 @@ def _started(run: RunFolder, config: Config | None) -> Config:
     if run.model.exists():
         raise RunError(f"{run.path} has been trained to its end: train longer under another --name, or --overwrite it")
     if config and config.train.precision == "auto":  # it was decided then
-        config = config.model_copy(
-            update={"train": config.train.model_copy(update={"precision": started.train.precision})}
-        )
+        config = _decided(config, precision=started.train.precision)
+    if config and config.train.parts is None:
+        config = _decided(config, parts=started.train.parts)
     if config and config != started:
         raise ConfigError(
             f"{run.config} differs from what is asked for, and --resume cannot change it: use another --name"
@@ -113,17 +113,24 @@ def _gather(config: Config, run: RunFolder, say: Say) -> Material:
     return Material(source, letters, symbols, train, valid)
 
 
-def _with_precision(run: RunFolder, model: Model, examples: Examples, say: Say) -> Model:
-    """The model with its precision decided, and written into the run folder: a resumed run keeps it."""
+def _with_decisions(run: RunFolder, model: Model, examples: Examples, say: Say) -> Model:
+    """The model with its parts and precision decided, and written into the run folder: a resumed run keeps them."""
     config = model.config
+    count = config.train.parts or parts.decide(config, _device())
+    config = _decided(config, parts=count)
     if config.train.precision == "auto":
         module = model.module.to(_device())
-        speeds = precision.measure(module, Batches(examples, config.data.batch_tokens, seed=config.seed))
+        with parts.threads(count):
+            speeds = precision.measure(module, Batches(examples, config.data.batch_tokens, seed=config.seed))
         best = max(speeds, key=speeds.__getitem__)
         say(f"precision {best}: " + ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items()))
-        config = config.model_copy(update={"train": config.train.model_copy(update={"precision": best})})
-        run.write_config(config)
+        config = _decided(config, precision=best)
+    run.write_config(config)
     return Model(model.module, model.letters, model.symbols, config)
+
+
+def _decided(config: Config, **values: Any) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update=values)})
 
 
 def _device() -> torch.device:
@@ -138,7 +145,7 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
     journal, interrupt = Journal(run), Interrupt(run)
     evaluation = Evaluation(run, journal, valid, words, model)
     task = Task(model.module.train(), material.train, model.config)
-    with _quiet(), interrupt:
+    with _quiet(), interrupt, parts.threads(settings.parts or 1):
         trainer = Trainer(
             accelerator="gpu" if _device().type == "cuda" else "cpu",
             devices=settings.devices,

@@ -12,6 +12,7 @@ from clearhead.data import PAD, Batch, Batches, Examples
 from clearhead.train.clock import Clock, learning_rate
 from clearhead.train.config import Config
 from clearhead.train.optimizers import make_optimizer
+from clearhead.train.parts import Parts
 
 
 def summed_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -65,6 +66,7 @@ class Task(LightningModule):
         self.batches: Batches
         self.clock: Clock
         self.seen = Seen()
+        self.parts = Parts(config.train.parts or 1, model, self._loss, half=config.train.precision == "bfloat16")
         self._step_tokens = 0
 
     def train_dataloader(self) -> Batches:
@@ -81,11 +83,17 @@ class Task(LightningModule):
         return self.batches
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = summed_loss(self.model, batch, self.config.train.label_smoothing)
         tokens = int((batch.target[:, 1:] != PAD).sum())
         self._step_tokens += tokens
+        loss = self._loss(self.parts.start(batch))
         self.seen = self.seen.after(float(loss.detach()), tokens, tokens + int((batch.source != PAD).sum()))
         return loss * self.config.train.accumulate  # Lightning divides by it
+
+    def _loss(self, batch: Batch) -> Tensor:
+        return summed_loss(self.model, batch, self.config.train.label_smoothing)
+
+    def on_after_backward(self) -> None:
+        self.seen = self.seen.after(self.parts.add(), 0, 0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         tokens = float(self._step_tokens)
