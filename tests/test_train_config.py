@@ -6,6 +6,22 @@ from clearhead.train import Config, read_config
 from clearhead.train.settings import from_yaml, paths, to_yaml
 
 
+def test_layers_are_of_both_sides_unless_one_is_set(tmp_path):
+    def sides(*settings, file="g2p"):
+        model = read_config(file, settings).model
+        return model.encoder_layers or model.layers, model.decoder_layers or model.layers
+
+    assert sides() == (2, 1)
+    assert sides("model.layers=4") == (4, 4)
+    assert sides("model.layers=4", "model.decoder_layers=2") == (4, 2)
+    assert sides("model.encoder_layers=3") == (3, 1)
+    path = tmp_path / "deep.yaml"
+    path.write_text("task: g2p\nmodel:\n  layers: 5\n")
+    assert sides(file=str(path)) == (5, 5)
+    path.write_text(to_yaml(read_config("g2p")))
+    assert sides(file=str(path)) == (2, 1)
+
+
 def test_settings_go_on_top_of_the_task():
     config = read_config("g2p", ["model.layers=4", "train.duration=3 epochs", "train.learning_rate=1e-3", "seed=7"])
     assert (config.model.layers, str(config.train.duration), config.train.learning_rate) == (4, "3 epochs", 1e-3)

@@ -63,6 +63,10 @@ def known_task(name: str) -> str:
 def check(tree: _Tree, settings: Sequence[str], name: str, lines: dict[str, int] | None = None) -> Config:
     """The configuration of a nested dictionary with settings on top; `lines`: where its keys are in the file `name`."""
     where = {path: f"{name}:{line}" for path, line in (lines or {}).items()}
+    given = {*where, *(setting.partition("=")[0] for setting in settings)}
+    if "model.layers" in given:  # it is of both sides, whatever the task sets one of them to
+        sides = {"model.encoder_layers", "model.decoder_layers"} - given
+        tree = _merge(tree, {"model": {side.removeprefix("model."): None for side in sides}})
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals or not path:
