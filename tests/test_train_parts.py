@@ -29,9 +29,9 @@ def test_parts_add_up_to_the_batch():
         for count in (2, 3):
             loss, got = gradients(net, batch, count)
             again = gradients(net, batch, count)
-            assert abs(loss - want) < 1e-9
+            assert abs(loss - want) < 1e-5 * want  # the loss itself is taken in float32
             for g, w, same in zip(got, wanted, again[1], strict=True):
-                assert torch.allclose(g, w, atol=1e-10)
+                assert torch.allclose(g, w, atol=1e-4)
                 assert torch.equal(g, same)
 
 

@@ -97,7 +97,7 @@ class Model:
     def maps(self, word: str, pronunciation: str | None = None) -> dict[str, AttentionMap]:
         """The attention of every layer while the model pronounces a word (as it does by itself, or as given).
 
-        Keys are module paths: "encoder.layers.0.attention", "decoder.layers.1.cross_attention". Columns of encoder and
+        Keys are module paths: "encoder.layers.0.attention", "decoder.layers.0.cross_attention". Columns of encoder and
         cross attention are `labels(word)`; rows of the decoder are those at which each phoneme, and then the end, is
         predicted.
         """
