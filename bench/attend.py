@@ -44,9 +44,9 @@ def process(*arguments: str) -> Callable[[], object]:
 
 def start_up() -> dict[str, dict[str, float]]:
     use = "import torch, clearhead as ch; ch.attend, ch.nn, ch.Softmax, ch.causal"
-    bare = pairs(process("-c", "import torch, clearhead"), process("-c", "import torch"), 7, 1)
-    full = pairs(process("-c", use), process("-c", "import torch"), 7, 1)
-    answer = pairs(process("-m", "clearhead.cli", "--help"), process("-c", "pass"), 7, 1)
+    bare = pairs(process("-c", "import torch, clearhead"), process("-c", "import torch"), 3, 1)
+    full = pairs(process("-c", use), process("-c", "import torch"), 3, 1)
+    answer = pairs(process("-m", "clearhead.cli", "--help"), process("-c", "pass"), 3, 1)
     return {
         "import clearhead beyond import torch, s": spread([a - b for a, b in bare]),
         "with attend, nn, Softmax and causal used, s": spread([a - b for a, b in full]),
