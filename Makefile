@@ -37,11 +37,11 @@ else
 endif
 
 test: .venv/has-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(ARGS)
 
 # the long trials, which tests otherwise run in a reduced form
 trials: .venv/has-dev
-	CLEARHEAD_TRIALS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive CLEARHEAD_TRIALS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: .venv/has-dev
 	$(BIN)/ruff check
