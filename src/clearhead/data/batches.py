@@ -5,8 +5,7 @@ every batch then has sources of one length, so that the model needs no lengths a
 padded on the right, behind the end, where no row of a causal decoder looks.
 
 What each epoch draws from (seed, epoch) is which examples of the same lengths come together, and the order of the
-batches. The
-cuts depend on lengths alone: every epoch, and every rank, has the same number of batches.
+batches. The cuts depend on lengths alone: every epoch, and every rank, has the same number of batches.
 """
 
 from collections.abc import Iterator

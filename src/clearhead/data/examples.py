@@ -1,8 +1,8 @@
 """The pairs of a split as numbers: tokenised once, kept flat, gathered by row without a loop.
 
 **Bytes must be trained.** A character that training never saw is spelled by bytes whose embeddings would then be noise.
-So a
-share of the examples is added a second time with one letter spelled by bytes: half of the time its own bytes (a byte
+So
+a share of the examples is added a second time with one letter spelled by bytes: half of the time its own bytes (a byte
 means its character), half of the time those of another, random character (a stranger: pronounce the word from its other
 letters). They are part of the data, drawn once from the seed: lengths, and so batches, stay the same in every epoch.
 """

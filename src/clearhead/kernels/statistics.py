@@ -38,8 +38,8 @@ class Statistics:
     received: Float[Tensor, "*h k"] | None = None
 
     @classmethod
-    def of(cls, raw: Tensor, received: Tensor | None, *, logits: bool = True, distance: bool = True) -> "Statistics":
-        """From what a kernel measured, (RAW, …, Nq); `logits` and `distance` say whether there were any."""
+    def of(cls, raw: Tensor, received: Tensor | None, *, distance: bool) -> "Statistics":
+        """From what a kernel measured, (RAW, …, Nq); `distance` says whether positions were known."""
         lse, top, entropy, sink, far, count = raw.unbind(0)
         visible = count.detach().round().to(torch.int64)
         blank = visible == 0
@@ -47,12 +47,11 @@ class Statistics:
         def shown(x: Tensor, hidden: Tensor = blank) -> Tensor:
             return x.masked_fill(hidden, math.nan)
 
-        # `max_logit` of weights without logits is their logarithm, so the difference is right either way
         weight = (top.masked_fill(blank, 0) - lse.masked_fill(blank, 0)).exp()
         widest = visible.clamp(min=2).to(entropy.dtype).log()
         return cls(
-            logsumexp=shown(lse) if logits else None,
-            max_logit=shown(top) if logits else None,
+            logsumexp=shown(lse),
+            max_logit=shown(top),
             max_weight=shown(weight),
             entropy=shown(entropy),
             normalized_entropy=shown(entropy / widest, visible < 2),

@@ -122,4 +122,4 @@ def _dropped(x: Tensor, task: Task, index: int) -> Tensor:
         return x
     generator = torch.Generator(x.device).manual_seed(int(task.seed) + index)
     kept = torch.empty_like(x).bernoulli_(1 - task.dropout, generator=generator)
-    return x * kept / (1 - task.dropout) if task.dropout < 1 else torch.zeros_like(x)
+    return x * kept / (1 - task.dropout)

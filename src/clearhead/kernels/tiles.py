@@ -37,9 +37,7 @@ class Tile:
 
     def of(self, x: Tensor) -> Tensor:
         """The tile of a tensor that broadcasts to (B, H, Nq, Nk)."""
-        for axis, part in enumerate((self.b, self.h, self.rows, self.keys)):
-            x = cut(x, axis, part)
-        return x
+        return cut(x, self.b, self.h, self.rows, self.keys)
 
 
 def tiles(visible: Visible, samples: int, heads: int, kv_heads: int) -> Iterator[Tile]:

@@ -81,15 +81,12 @@ class Visible:
         """
         seen: Tensor | None = None
         if pattern and not isinstance(self.pattern, everything):
-            both = self.positions_of_queries(), self.positions_of_keys()
-            q, k = (cut(cut(p, 0, b), 1, h) for p in both)
+            q, k = (cut(at, b, h) for at in (self.positions_of_queries(), self.positions_of_keys()))
             samples = torch.arange(b.start, b.stop, device=self.device)[:, None, None, None]
             heads = torch.arange(h.start, h.stop, device=self.device)[None, :, None, None]
             seen = self.pattern.allows(samples, heads, q[..., rows, None], k[..., None, keys])
         if self.mask is not None:
-            mask = self.mask
-            for axis, part in enumerate((b, h, rows, keys)):
-                mask = cut(mask, axis, part)
+            mask = cut(self.mask, b, h, rows, keys)
             seen = mask if seen is None else seen & mask
         for lengths, part, shape in ((self.k_lengths, keys, (1, 1, 1, -1)), (self.q_lengths, rows, (1, 1, -1, 1))):
             if padding and lengths is not None:
@@ -140,6 +137,9 @@ class Visible:
         return at.masked_fill(~real, torch.iinfo(at.dtype).max).argmin(-1, keepdim=True)
 
 
-def cut(x: Tensor, axis: int, part: slice) -> Tensor:
-    """`x` narrowed to `part` along `axis`, unless it broadcasts there."""
-    return x if x.shape[axis] == 1 else x.narrow(axis, part.start, part.stop - part.start)
+def cut(x: Tensor, *parts: slice) -> Tensor:
+    """`x` narrowed to a part of each of its first axes, unless it broadcasts there."""
+    for axis, part in enumerate(parts):
+        if x.shape[axis] != 1:
+            x = x.narrow(axis, part.start, part.stop - part.start)
+    return x

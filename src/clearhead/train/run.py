@@ -200,11 +200,12 @@ def _choose_weights(run: RunFolder, model: Model, valid: Batches) -> str:
     candidates = {f"average of the last {len(recent)} checkpoints": recent, "last checkpoint": kept[-1:]}
     if kept[0] not in recent:
         candidates["best checkpoint"] = kept[:1]
+    weights = {name: checkpoints.average(paths) for name, paths in candidates.items()}
     losses = {}
-    for name, paths in candidates.items():
-        model.module.load_state_dict(checkpoints.average(paths))
+    for name, averaged in weights.items():
+        model.module.load_state_dict(averaged)
         losses[name] = validation_loss(model.module, valid)
     best = min(losses, key=losses.__getitem__)
-    model.module.load_state_dict(checkpoints.average(candidates[best]))
+    model.module.load_state_dict(weights[best])
     model.module.eval()
     return f"final weights: {best} (" + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()) + ")"
