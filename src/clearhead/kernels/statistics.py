@@ -4,6 +4,7 @@ Shapes: B samples, H heads, Nq rows, Nk keys. Rows that see nothing hold NaN.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -65,6 +66,11 @@ class Statistics:
         """The same statistics with `function` applied to each tensor that was measured."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Statistics(**{name: None if x is None else function(x) for name, x in values.items()})
+
+    def only(self, wanted: Callable[[str], bool]) -> "Statistics":
+        """Those of a name that is `wanted`; the others are not measured."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Statistics(**{name: x for name, x in values.items() if wanted(name)})
 
     def __repr__(self) -> str:
         lines = []

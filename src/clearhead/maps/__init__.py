@@ -3,7 +3,7 @@
 from clearhead.maps.base import Adjoint, AttentionMap
 from clearhead.maps.cache import Cache, GrowingCache
 from clearhead.maps.softmax import Softmax, SoftmaxMap, attend, explain
-from clearhead.maps.watching import observing, report
+from clearhead.maps.watching import is_applying, observing
 
 __all__ = [
     "Adjoint",
@@ -14,6 +14,6 @@ __all__ = [
     "SoftmaxMap",
     "attend",
     "explain",
+    "is_applying",
     "observing",
-    "report",
 ]

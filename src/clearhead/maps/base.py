@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clearhead.errors import InputError, ShapeError
 from clearhead.kernels import Statistics, as_given
+from clearhead.maps.watching import applying, observed
 
 Rows = int | Sequence[int] | range | Tensor
 
@@ -59,8 +60,22 @@ class AttentionMap(ABC):
         """The whole matrix, strip by strip; each row lies in one strip with all the keys it sees."""
 
     @abstractmethod
-    def _statistics(self, rows: Tensor | None, sinks: Tensor | None) -> Statistics:
-        """Statistics of all rows with what each key received, or of some rows."""
+    def _statistics(self, rows: Tensor | None, sinks: Tensor | None, received: bool) -> Statistics:
+        """Statistics of all rows, and if asked for with what each key `received`, or of some rows."""
+
+    @abstractmethod
+    def detach(self, copy: bool = False) -> "AttentionMap":
+        """The same map without gradients; with `copy`, of tensors of its own, which nobody else can change."""
+
+    @property
+    def full_shape(self) -> tuple[int, int, int, int]:
+        """(B, H, Nq, Nk), whatever axes the queries came without."""
+        return self._full
+
+    @property
+    @abstractmethod
+    def measures_distance(self) -> bool:
+        """Do queries and keys stand on one axis, at known positions?"""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,7 +88,7 @@ class AttentionMap(ABC):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """A v, (B, H, Nq, Dv), for values v (B, Hkv, Nk, Dv): by the fastest kernel that fits."""
-        return self._dropped(self._apply(self._values(v), 0.0, False)[0])
+        return self._dropped(self._applied(v, 0.0, False)[0])
 
     def apply(self, v: Tensor, dropout: float = 0.0, statistics: bool = False) -> Tensor | tuple[Tensor, Statistics]:
         """A v with options: each weight dropped with probability `dropout`; with the row statistics in one pass.
@@ -83,8 +98,16 @@ class AttentionMap(ABC):
         """
         if not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1")
-        out, stats = self._apply(self._values(v), dropout, statistics)
+        out, stats = self._applied(v, dropout, statistics)
         return self._dropped(out) if stats is None else (self._dropped(out), stats.map(self._dropped))
+
+    def _applied(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
+        """`_apply`, of which observers are told."""
+        values = self._values(v)
+        if not observed():
+            return self._apply(values, dropout, statistics)
+        with applying(self):
+            return self._apply(values, dropout, statistics)
 
     def weights(self, rows: Rows | None = None) -> Tensor:
         """Exact weights, (B, H, R, Nk) for some rows, (B, H, Nk) for one; all rows if None. float32 or wider."""
@@ -92,13 +115,14 @@ class AttentionMap(ABC):
             return self._dropped(self._rows(self._index([rows])).squeeze(2))
         return self._dropped(self._rows(self._index(range(self._full[2]) if rows is None else rows)))
 
-    def statistics(self, rows: Rows | None = None, sinks: Rows | None = None) -> Statistics:
-        """Statistics of all rows, with what each key received, or of a sample of rows, without.
+    def statistics(self, rows: Rows | None = None, sinks: Rows | None = None, received: bool = True) -> Statistics:
+        """Statistics of all rows, with what each key received unless not wanted, or of a sample of rows, without.
 
         `sinks` names the keys whose weight is the statistic `sink`; by default each sample's first real key.
         """
         named = None if sinks is None else self._index(sinks, axis=3)
-        return self._statistics(None if rows is None else self._index(rows), named).map(self._dropped)
+        index = None if rows is None else self._index(rows)
+        return self._statistics(index, named, received and rows is None).map(self._dropped)
 
     @property
     def T(self) -> "Adjoint":

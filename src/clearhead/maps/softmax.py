@@ -43,11 +43,11 @@ class SoftmaxMap(AttentionMap):
     def __init__(self, q: Tensor, k: Tensor, visible: Visible, score: Score, axes: int, distance: bool) -> None:
         super().__init__(q, k, axes)
         self._q, self._k = q, k
-        self._visible, self._score, self._distance = visible, score, distance
+        self.visible, self._score, self._distance = visible, score, distance
 
     def _clean(self) -> tuple[Tensor, Tensor]:
         """Queries and keys without what stands in their padding; each use has an autograd graph of its own."""
-        see = self._visible
+        see = self.visible
         return see.clean(self._q, see.q_lengths), see.clean(self._k, see.k_lengths)
 
     def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
@@ -56,10 +56,10 @@ class SoftmaxMap(AttentionMap):
 
     def _call(self, v_dim: int, dropout: float, statistics: bool) -> Call:
         options = {"dropout": dropout, "statistics": statistics}
-        return describe(self._q, self._k, v_dim, self._visible, self._score, **options)
+        return describe(self._q, self._k, v_dim, self.visible, self._score, **options)
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
-        see, (q, k) = self._visible, self._clean()
+        see, (q, k) = self.visible, self._clean()
         v = see.clean(v, see.k_lengths)
         if choose(self._call(v.shape[-1], dropout, statistics)) == "sdpa":
             return see.clean(sdpa(q, k, v, see, self._score, dropout), see.q_lengths), None
@@ -80,7 +80,7 @@ class SoftmaxMap(AttentionMap):
         if bias is not None and bias.shape[2] > 1:
             bias = bias.index_select(2, rows)
         score = Score(self._score.scale, self._score.softcap, bias)
-        return q.index_select(2, rows), self._visible.take(rows), score
+        return q.index_select(2, rows), self.visible.take(rows), score
 
     def _rows(self, rows: Tensor) -> Tensor:
         q, k = self._clean()
@@ -92,20 +92,30 @@ class SoftmaxMap(AttentionMap):
         return _softmax(Tile(*everywhere, free=False, unpadded=False), q, k, see, score)
 
     def _strips(self) -> Iterator[Strip]:
-        (q, k), see = self._clean(), self._visible.placed()
+        (q, k), see = self._clean(), self.visible.placed()
         for tile in tiles(see, *self._full[:2], self._kv_heads):
             if tile.keys.stop > tile.keys.start:
                 weights = partial(_softmax, tile, q, k, see, self._score)
                 yield Strip(tile.b, tile.h, tile.rows, tile.keys, weights)
 
-    def _statistics(self, rows: Tensor | None, sinks: Tensor | None) -> Statistics:
+    def detach(self, copy: bool = False) -> "SoftmaxMap":
+        own = (lambda x: x.detach().clone()) if copy else Tensor.detach
+        bias = None if self._score.bias is None else own(self._score.bias)
+        score = Score(self._score.scale, self._score.softcap, bias)
+        return SoftmaxMap(own(self._q), own(self._k), self.visible, score, self._axes, self._distance)
+
+    @property
+    def measures_distance(self) -> bool:
+        return self._distance
+
+    def _statistics(self, rows: Tensor | None, sinks: Tensor | None, received: bool) -> Statistics:
         q, k = self._clean()
-        named = self._visible.first_key() if sinks is None else sinks[None]
+        named = self.visible.first_key() if sinks is None else sinks[None]
         nothing = k.new_zeros(*k.shape[:3], 0)
         if rows is None:
-            task = self._task(self._visible, self._score, named, received=True)
-            _, raw, received = stream(q, k, nothing, task)
-            return Statistics.of(raw, received, distance=self._distance)
+            task = self._task(self.visible, self._score, named, received=received)
+            _, raw, total = stream(q, k, nothing, task)
+            return Statistics.of(raw, total if received else None, distance=self._distance)
         q, see, score = self._selected(q, rows)
         _, raw, _ = stream(q, k, nothing, self._task(see, score, named))
         return Statistics.of(raw, None, distance=self._distance)

@@ -1,20 +1,20 @@
-"""How modules report the maps they use to whoever watches, without knowing who that is."""
+"""How maps report that they are applied to whoever watches, without knowing who that is."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
-
-from clearhead.maps.base import AttentionMap
-
-Observer = Callable[[nn.Module, AttentionMap], None]
+Observer = Callable[[Any], None]
+"""Told each attention map that is applied to values, just before."""
 
 _observers: list[Observer] = []
+_thread = threading.local()
 
 
 @contextmanager
 def observing(observer: Observer) -> Iterator[None]:
-    """Within the block, `observer(module, map)` is called for each attention that Clearhead's modules compute."""
+    """Within the block, `observer(map)` is called for each attention map that is applied to values, in any thread."""
     _observers.append(observer)
     try:
         yield
@@ -22,7 +22,23 @@ def observing(observer: Observer) -> Iterator[None]:
         _observers.remove(observer)
 
 
-def report(module: nn.Module, map: AttentionMap) -> None:
-    """Called by modules for each map that they apply."""
-    for observer in _observers:
-        observer(module, map)
+def observed() -> bool:
+    """Does anyone observe?"""
+    return bool(_observers)
+
+
+@contextmanager
+def applying(map: Any) -> Iterator[None]:
+    """The block that applies `map`, of which observers are told."""
+    for observer in [*_observers]:
+        observer(map)
+    outer, _thread.applying = is_applying(), True
+    try:
+        yield
+    finally:
+        _thread.applying = outer
+
+
+def is_applying() -> bool:
+    """Is this thread inside the computation of a map's product, which was reported already?"""
+    return getattr(_thread, "applying", False)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clearhead.errors import InputError, ShapeError
-from clearhead.maps import AttentionMap, Cache, Softmax, report
+from clearhead.maps import AttentionMap, Cache, Softmax
 from clearhead.nn.initial import xavier
 from clearhead.nn.positions import Rotary
 from clearhead.patterns import Pattern
@@ -69,17 +69,13 @@ class _Attention(nn.Module):
         return keys, self._heads(self.value(memory), self.kv_heads)
 
     def _apply_map(self, A: AttentionMap, v: Tensor) -> Tensor:
-        report(self, A)
         dropout = self.dropout if self.training else 0.0
         out = A.apply(v, dropout=dropout)
         assert isinstance(out, Tensor)
         return self._merge(out)
 
     def _step(self, cache: Cache, *qkv: Tensor, **call: Any) -> Tensor:
-        out = cache.attend(*qkv, **call)
-        if cache.map is not None:
-            report(self, cache.map)
-        return self._merge(out)
+        return self._merge(cache.attend(*qkv, **call))
 
     def _merge(self, heads: Tensor) -> Tensor:
         return self.out(heads.transpose(1, 2).flatten(2))

@@ -1,0 +1,130 @@
+"""What was seen: a record for each attention that ran, and all of them together.
+
+Shapes: B samples, H heads, Nq queries, Nk keys; R of the Nq rows are measured, all of them unless a sample was chosen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from clearhead.errors import InputError, nearest
+from clearhead.kernels import Statistics
+from clearhead.maps import AttentionMap
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One execution of one attention.
+
+    Attributes:
+        name: the path of the module that attended, "encoder.layer.3.attention.self".
+        role: "self" or "cross".
+        how: what computed it, and how it was seen: "transformers sdpa", "torch.nn.MultiheadAttention", …
+        shape: (B, H, Nq, Nk).
+        statistics: of its rows, (B, H, R); what was not chosen is None, "not measured".
+        rows: (R,), which rows were measured; None: all.
+        padding: (B or 1, R), True where the query is padding, whose row says nothing; None: no query is.
+        map: its attention map, where maps are kept.
+        step: in which forward pass of the watched model it ran, from 0.
+        turn: how many times the module had run in that pass before (layers that share their weights).
+    """
+
+    name: str
+    role: str
+    how: str
+    shape: tuple[int, int, int, int]
+    statistics: Statistics
+    rows: Tensor | None = None
+    padding: Tensor | None = None
+    map: AttentionMap | None = None
+    step: int = 0
+    turn: int = 0
+
+    @property
+    def heads(self) -> int:
+        return self.shape[1]
+
+    def __repr__(self) -> str:
+        b, h, n_queries, n_keys = self.shape
+        return f"Call({self.name!r}, {self.role}, {b} × {h} heads × {n_queries} × {n_keys}, by {self.how})"
+
+
+@dataclass(eq=False)
+class Seen(Sequence[Call]):
+    """The attention that ran while a model was watched, in the order of the forward passes.
+
+    `seen[3]` is a call; `seen["encoder.layer.3"]` are the calls under a path, with the steps of decoding joined along
+    the rows: row i is then the i-th query that came. (Under beam search rows belong to beam slots, not to hypotheses,
+    which move between slots.) `unseen` says, by module path, what could not be seen and why.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    unseen: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
+
+    @overload
+    def __getitem__(self, key: int) -> Call: ...
+
+    @overload
+    def __getitem__(self, key: slice | str) -> "Seen": ...
+
+    def __getitem__(self, key: int | slice | str) -> "Call | Seen":
+        if isinstance(key, int):
+            return self.calls[key]
+        if isinstance(key, slice):
+            return Seen(self.calls[key], self.unseen)
+        chosen = [call for call in self.calls if under(call.name, key)]
+        if not chosen:
+            names = dict.fromkeys(call.name for call in self.calls)
+            raise InputError(f"no attention was seen under {key!r}{nearest(key, names)}")
+        return Seen(joined(chosen), {path: why for path, why in self.unseen.items() if under(path, key)})
+
+    @property
+    def names(self) -> list[str]:
+        """The paths of the modules that attended, in their order."""
+        return list(dict.fromkeys(call.name for call in self.calls))
+
+
+def under(name: str, path: str) -> bool:
+    """Is the module `name` the one at `path`, or inside it?"""
+    return not path or name == path or name.startswith(f"{path}.")
+
+
+def joined(calls: Sequence[Call]) -> list[Call]:
+    """The calls with those of successive forward passes put together along their rows, where they have the same
+    samples and heads."""
+    groups: dict[tuple[Any, ...], list[Call]] = {}
+    for call in calls:
+        groups.setdefault((call.name, call.role, call.turn, call.shape[:2]), []).append(call)
+    return [group[0] if len(group) == 1 else _join(group) for group in groups.values()]
+
+
+def _join(calls: list[Call]) -> Call:
+    """One call of all the rows; its keys are the most that any of them had."""
+    first, n_keys = calls[0], max(call.shape[3] for call in calls)
+    values: dict[str, Tensor | None] = {}
+    for name in (field.name for field in fields(Statistics)):
+        parts = [getattr(call.statistics, name) for call in calls]
+        if all(part is not None for part in parts):
+            values[name] = _total(parts, n_keys) if name == "received" else torch.cat(parts, -1)
+    starts = torch.tensor([0, *(call.shape[2] for call in calls)]).cumsum(0).tolist()
+    rows = None
+    if any(call.rows is not None for call in calls):
+        rows = torch.cat(
+            [(torch.arange(c.shape[2]) if c.rows is None else c.rows) + at for c, at in zip(calls, starts, strict=False)]
+        )
+    shape = (*first.shape[:2], starts[-1], n_keys)
+    return replace(first, shape=shape, statistics=Statistics(**values), rows=rows, map=None)
+
+
+def _total(parts: list[Tensor], n_keys: int) -> Tensor:
+    """What each key received in all calls; the keys of a cache stay where they are."""
+    return torch.stack([torch.nn.functional.pad(part, (0, n_keys - part.shape[-1])) for part in parts]).sum(0)

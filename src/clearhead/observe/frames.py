@@ -1,0 +1,112 @@
+"""Which module is running: a stack of module paths for each thread, kept by hooks on all modules.
+
+The hooks are torch's global ones, because a hook on a module itself switches off the fused fast path of
+`nn.TransformerEncoderLayer`, and the outputs would differ in their last bits.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+
+@dataclass(eq=False)
+class Frame:
+    """A module that is running: its path in the watched model, or its caller's where it is not of the model."""
+
+    module: nn.Module
+    path: str
+    step: int
+    calls: list[int] = field(default_factory=list)
+    """Which calls were seen while this module was on top."""
+    attended: bool = False
+    """Did a module in it attend?"""
+    compiled: bool = False
+    """Did it run compiled code?"""
+    before: int = 0
+    """How many calls had been seen when it began."""
+
+
+class Frames:
+    """The modules of `model` that run, by thread, between `install` and `remove`.
+
+    `entered(frame)` and `left(frame, args, kwargs, raised)` are called at the beginning and end of each. A step is one
+    call of the model, or of a part of it from outside.
+    """
+
+    def __init__(
+        self, model: nn.Module, entered: Callable[[Frame], None], left: Callable[[Frame, Any, Any, bool], None]
+    ) -> None:
+        self.paths: dict[nn.Module, str] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.paths.setdefault(module, path)
+        self._entered, self._left = entered, left
+        self._thread = threading.local()
+        self._handles: list[Any] = []
+        self._steps = 0
+
+    @property
+    def stack(self) -> list[Frame]:
+        """The running modules of this thread, outermost first."""
+        if not hasattr(self._thread, "stack"):
+            self._thread.stack = []
+        return self._thread.stack
+
+    @property
+    def top(self) -> Frame | None:
+        return self.stack[-1] if self.stack else None
+
+    def install(self) -> None:
+        self._handles = [
+            register_module_forward_pre_hook(self._before),
+            register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @property
+    def installed(self) -> bool:
+        return bool(self._handles)
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        stack, path = self.stack, self.paths.get(module)
+        if (path is None and not stack) or recomputing():
+            return
+        if not stack:
+            step, self._steps = self._steps, self._steps + 1
+        else:
+            step = stack[-1].step
+        frame = Frame(module, stack[-1].path if path is None else path, step)
+        stack.append(frame)
+        self._entered(frame)
+
+    def _after(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        # (kwargs, output), or (output,) alone where the module raised
+        stack = self.stack
+        if not any(frame.module is module for frame in stack) or recomputing():
+            return
+        while stack[-1].module is not module:  # left by an exception that ran no hook, such as Ctrl-C caught inside
+            stack.pop()
+        frame = stack.pop()
+        if len(rest) == 2:
+            self._left(frame, args, rest[0], False)
+        else:
+            self._left(frame, args, {}, True)
+
+
+def says_cross(path: str) -> bool:
+    """Does the name of a module say that it attends to another sequence?"""
+    name = path.lower()
+    return any(word in name for word in ("cross", "encoder_attn", "encdecattention", "enc_attn"))
+
+
+def recomputing() -> bool:
+    """Is a backward pass running? What attends in it was checkpointed, and has been seen already."""
+    return torch._C._current_graph_task_id() != -1

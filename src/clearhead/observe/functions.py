@@ -1,0 +1,219 @@
+"""Attention seen in the functions that are called: fused ones, and a softmax between two products.
+
+A mode sees every function of torch whose caller is inside the watched model, however it was imported. It changes none.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from clearhead.maps import is_applying
+from clearhead.observe.attended import Line, attention_map, four, logits_map, read_mask
+from clearhead.observe.frames import says_cross
+from clearhead.observe.torch_modules import of_multi_head_attention_forward
+
+_PRODUCTS = {
+    torch.matmul, torch.bmm, torch.einsum, torch.baddbmm,
+    Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.bmm, Tensor.baddbmm,
+}  # fmt: skip
+_SOFTMAXES = {torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax}
+_MOST_HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads")
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What is known of a tensor that came out of a softmax: its logits, and whether these came out of a product."""
+
+    logits: Tensor
+    product: bool
+
+
+class Functions(TorchFunctionMode):
+    """The function mode of a watch. `active` puts it in force in this thread, or takes it out."""
+
+    def __init__(self, watch: Any) -> None:
+        super().__init__()
+        self._watch = watch
+        self._thread = threading.local()
+        self._products: Any = WeakIdKeyDictionary()  # tensors that come from a product, nothing but elementwise since
+        self._weights: Any = WeakIdKeyDictionary()  # tensors that come from a softmax, likewise
+        self._handlers: dict[Any, Callable[..., Any]] = {
+            F.scaled_dot_product_attention: self._sdpa,
+            F.multi_head_attention_forward: self._multi_head,
+            **dict.fromkeys(_SOFTMAXES, self._softmax),
+            **dict.fromkeys(_PRODUCTS, self._product),
+        }
+
+    # when it is in force
+
+    def active(self, on: bool) -> None:
+        """In force or not, from here on, in this thread. If another mode lies above, it only stops looking."""
+        stack = _get_current_function_mode_stack()
+        self._thread.aside = not on
+        if on and self not in stack:
+            _push_mode(self)
+        elif not on and stack and stack[-1] is self:
+            _pop_mode()
+
+    def take_out(self) -> int:
+        """Take the mode away from wherever it lies among other modes; returns how many lay above it, or -1."""
+        stack = _get_current_function_mode_stack()
+        if self not in stack:
+            return -1
+        above = stack[stack.index(self) + 1 :]
+        for _ in range(len(above) + 1):
+            _pop_mode()
+        for mode in above:
+            _push_mode(mode)
+        return len(above)
+
+    def put_back(self, above: int) -> None:
+        """Undo `take_out`, which returned `above`."""
+        if above < 0:
+            return
+        stack = _get_current_function_mode_stack()
+        over = stack[len(stack) - above :]
+        for _ in over:
+            _pop_mode()
+        _push_mode(self)
+        for mode in over:
+            _push_mode(mode)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose functions pass by this mode."""
+        above = self.take_out()
+        try:
+            yield
+        finally:
+            self.put_back(above)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(self._thread, "aside", False) or torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        handler = self._handlers.get(func)
+        if handler is not None and self._watch.frame is not None:
+            return handler(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and (self._products or self._weights):
+            self._follow(args, out)
+        return out
+
+    # what is seen
+
+    def _sdpa(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        out = func(*args, **kwargs)
+        if not is_applying():
+            call = _bound(_SDPA, args, kwargs)
+            q, k = call["query"], call["key"]
+            if q.is_nested or k.is_nested:
+                self._watch.cannot_see(self._watch.frame.path, "attention of nested tensors")
+                return out
+            mask, bias = read_mask(call["attn_mask"])
+            causal_from: Line | None = "beginnings" if call["is_causal"] else None
+            frame = self._watch.frame
+            A = attention_map(
+                *_same_samples(four_heads(q), four_heads(k)),
+                scale=call["scale"], mask=mask, bias=bias, causal_from=causal_from, cross=says_cross(frame.path),
+            )  # fmt: skip
+            self._watch.record(A, "scaled_dot_product_attention", says_cross(frame.path))
+            self._watch.give(frame.path, out, four_heads)
+        return out
+
+    def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The function behind nn.MultiheadAttention, called by someone else."""
+        with self._watch.hidden():
+            out = func(*args, **kwargs)
+            of_multi_head_attention_forward(self._watch, _bound(_MULTI_HEAD, args, kwargs))
+        return out
+
+    def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        out = func(*args, **kwargs)
+        logits = args[0] if args else kwargs.get("input")
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if isinstance(out, Tensor) and out.dim() >= 3 and axis in (-1, out.dim() - 1):
+            self._weights[out] = Weights(logits, logits in self._products)
+        return out
+
+    def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        out = func(*args, **kwargs)
+        operands = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        operands += [x for x in args[1] if isinstance(x, Tensor)] if len(args) == 2 and _many(args[1]) else []
+        weights = next((self._weights[x] for x in operands if x in self._weights), None)
+        if weights is not None:
+            self._by_hand(weights, out)
+        elif isinstance(out, Tensor) and out.dim() >= 3 and not any(isinstance(x, nn.Parameter) for x in operands):
+            self._products[out] = True
+        return out
+
+    def _by_hand(self, weights: Weights, out: Tensor) -> None:
+        frame = self._watch.frame
+        if not weights.product:
+            self._watch.cannot_see(
+                frame.path, "a softmax whose logits are no product of queries and keys, and a product"
+            )
+            return
+        heads = heads_of(frame.module)
+        logits = four_heads(weights.logits, heads)
+        cross = says_cross(frame.path)
+        self._watch.record(logits_map(logits, cross), "matmul, softmax, matmul", cross)
+        if self._watch.gives and out.shape[-2] == logits.shape[-2]:
+            self._watch.give(frame.path, out, lambda x: four_heads(x, heads))
+
+    def _follow(self, args: Any, out: Tensor) -> None:
+        """What is known of an argument is known of a result with as many numbers: scaled, masked, cast, dropped, split."""
+        for x in args:
+            if isinstance(x, Tensor) and x is not out and x.numel() == out.numel():
+                if x in self._weights:
+                    self._weights[out] = self._weights[x]
+                elif x in self._products:
+                    self._products[out] = True
+
+
+def four_heads(x: Tensor, heads: int | None = None) -> Tensor:
+    """(B, H, N, D) from fewer or more axes before the last two. Samples and heads that lie in one axis are told apart
+    where the number of `heads` divides it, as in old implementations that call bmm."""
+    if x.dim() == 3:
+        many = heads is not None and heads > 1 and x.shape[0] % heads == 0
+        return x.unflatten(0, (-1, heads)) if many and heads is not None else x[:, None]
+    return four(x)
+
+
+def heads_of(module: nn.Module) -> int | None:
+    """How many heads a module says it has."""
+    found = (getattr(module, name, None) for name in _MOST_HEADS)
+    return next((n for n in found if isinstance(n, int)), None)
+
+
+def _many(x: Any) -> bool:
+    return isinstance(x, list | tuple)
+
+
+def _same_samples(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """PyTorch broadcasts samples and heads; maps are of as many keys as queries."""
+    b = max(q.shape[0], k.shape[0])
+    return q.expand(b, -1, -1, -1), k.expand(b, -1, -1, -1)
+
+
+def _bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    call = signature.bind(*args, **kwargs)
+    call.apply_defaults()
+    return call.arguments
+
+
+def _sdpa_signature(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):  # type: ignore[no-untyped-def]
+    """scaled_dot_product_attention is a builtin, which has no signature of its own."""
+
+
+_SDPA = inspect.signature(_sdpa_signature)
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)

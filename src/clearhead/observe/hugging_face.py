@@ -1,0 +1,169 @@
+"""Attention of Hugging Face models: their interface hands out the function that attends, and gets it back wrapped.
+
+That is the level which knows the module, grouped keys before they are repeated, the scale, the soft cap and the mask,
+for `sdpa`, `flex_attention` and `eager` alike. Other implementations are not wrapped, and are seen at a lower level.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearhead.maps import SoftmaxMap
+from clearhead.observe.attended import attention_map, four, last_visible, read_mask
+from clearhead.observe.frames import says_cross
+
+_KNOWN = ("eager", "sdpa", "flex_attention")
+_OPAQUE = "flash_attention"
+_MOST_PAIRS = 1 << 28
+"""Pairs of a mask that is only known as a function, up to which it is written out."""
+_CHECKED_ROWS = 2
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.06, torch.float16: 0.01}
+
+
+@contextmanager
+def interface_of(watch: Any) -> Iterator[None]:
+    """Within the block, what models get from their attention interface tells `watch`."""
+    from transformers.modeling_utils import AttentionInterface
+
+    given = AttentionInterface.get_interface
+
+    def get_interface(self: Any, attn_implementation: Any, default: Callable[..., Any]) -> Callable[..., Any]:
+        attend = given(self, attn_implementation, default)
+        name = attn_implementation or "eager"
+        if _OPAQUE in name:
+            return _Opaque(watch, attend, name)
+        return _Wrapped(watch, attend, name) if name in _KNOWN else attend
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = given  # type: ignore[method-assign]
+
+
+class _Opaque:
+    """A kernel that hands out nothing."""
+
+    def __init__(self, watch: Any, attend: Callable[..., Any], name: str) -> None:
+        self._watch, self._attend, self._name = watch, attend, name
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        path = self._watch.path_of(module)
+        if path is not None:
+            self._watch.cannot_see(path, f"{self._name}; load the model with attn_implementation='sdpa'")
+        return self._attend(module, *args, **kwargs)
+
+
+class _Wrapped:
+    """The function that attends, which tells the watch what it was called with."""
+
+    def __init__(self, watch: Any, attend: Callable[..., Any], name: str) -> None:
+        self._watch, self._attend, self._name = watch, attend, name
+
+    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **options: Any) -> Any:
+        watch = self._watch
+        with watch.hidden():
+            result = self._attend(module, q, k, v, mask, **options)
+            path = watch.path_of(module)
+            if watch.frame is None or path is None or not watch.wants(path):
+                return result
+            with torch.set_grad_enabled(watch.grad and torch.is_grad_enabled()):
+                call = _Asked(self._name, module, path, q, k, v, mask, options)
+                why, A = call.unseen(), None if call.unseen() else call.map()
+                if A is not None and not options.get("dropout") and not call.explains(A, result[0]):
+                    why = f"{self._name} attention of its own kind: not softmax(q · k · scale + mask) v"
+            if why is not None or A is None:
+                watch.cannot_see(path, str(why))
+                return result
+            watch.record(A, f"transformers {self._name}", call.cross, path)
+            watch.give(path, result[0], lambda x: x.transpose(1, 2))
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One call of the function that attends, q (B, H, Nq, D), k and v (B, Hkv, Nk, D)."""
+
+    how: str
+    module: nn.Module
+    path: str
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    given: Any
+    options: dict[str, Any]
+
+    @property
+    def cross(self) -> bool:
+        return bool(getattr(self.module, "is_cross_attention", False)) or says_cross(self.path)
+
+    def unseen(self) -> str | None:
+        """Why this call cannot be described, or None."""
+        if self.options.get("s_aux") is not None:
+            return "learned sinks, whose share of the softmax is not measured"
+        if self.options.get("cache") is not None:
+            return "a paged cache"
+        if not isinstance(self.given, Tensor | None) and self._pairs() > _MOST_PAIRS:
+            return f"a mask known as a function, of {self._pairs():,} pairs"
+        return None
+
+    def _pairs(self) -> int:
+        b, h = self.given.shape[:2]
+        return b * h * self.q.shape[2] * self.k.shape[2]
+
+    def map(self) -> SoftmaxMap:
+        mask, bias = self._mask()
+        more, n_keys = self.options.get("position_bias"), self.k.shape[2]
+        if more is not None:
+            more = four(more)[..., :n_keys]
+            bias = more if bias is None else bias + more
+        n_queries = self.q.shape[2]
+        causal = self.options.get("is_causal")
+        causal = getattr(self.module, "is_causal", True) if causal is None else causal
+        flagged = self.how == "sdpa" and self.given is None and n_queries > 1 and causal
+        at = None
+        if n_queries != n_keys and not self.cross and not flagged:
+            if mask is not None and causal:
+                at = last_visible(mask)
+            elif mask is None and n_queries == 1:
+                at = torch.full((1, 1, 1), n_keys - 1, device=self.q.device)
+        return attention_map(
+            self.q,
+            self.k,
+            scale=self.options.get("scaling"),
+            softcap=self.options.get("softcap"),
+            mask=mask,
+            bias=bias,
+            causal_from="beginnings" if flagged else None,
+            q_positions=at,
+            cross=self.cross,
+        )
+
+    def _mask(self) -> tuple[Tensor | None, Tensor | None]:
+        if self.given is None:
+            return None, None
+        if isinstance(self.given, Tensor):
+            return read_mask(four(self.given)[..., : self.k.shape[2]])
+        b, h = (torch.arange(n, device=self.q.device) for n in self.given.shape[:2])
+        q, k = (torch.arange(x.shape[2], device=self.q.device) for x in (self.q, self.k))
+        seen = self.given.mask_mod(b[:, None, None, None], h[:, None, None], q[:, None], k)
+        return seen.expand(len(b), len(h), len(q), len(k)), None
+
+    def explains(self, A: SoftmaxMap, output: Tensor) -> bool:
+        """Does the map give the output (B, Nq, H, Dv), in its last rows that see anything?
+
+        Some architectures do more between logits and output than the interface says; numbers of another attention
+        than the one that ran would be worse than none.
+        """
+        rows = torch.arange(self.q.shape[2])[-_CHECKED_ROWS:]
+        A = A.detach()
+        weights = A.weights(rows)
+        v = self.v.repeat_interleave(self.q.shape[1] // self.v.shape[1], 1).to(weights.dtype)
+        expected, got = weights @ v, output.detach().transpose(1, 2)[:, :, rows].to(weights.dtype)
+        seen = (weights.sum(-1, keepdim=True) > 0).expand_as(expected) & got.isfinite() & expected.isfinite()
+        wide = _TOLERANCE[self.q.dtype] * (1 + expected[seen].abs().amax()) if bool(seen.any()) else 0.0
+        return expected.shape == got.shape and bool(((expected - got)[seen].abs() <= wide).all())

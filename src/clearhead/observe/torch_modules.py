@@ -1,0 +1,142 @@
+"""Attention of `torch.nn.MultiheadAttention` and the layers built on it, projected again from what came in.
+
+A function mode would switch off the fused fast path of these modules, and their outputs would differ: so the mode steps
+aside while they run, and their queries and keys are computed a second time, which costs a share of a projection.
+
+Shapes: B samples, Nq queries, Nk keys, E width, H heads, D = E / H.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clearhead.observe.attended import attention_map, read_mask
+
+STEP_ASIDE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+"""Exact types that ask whether a mode is on before they take their fast path."""
+
+_MULTI_HEAD = inspect.signature(nn.MultiheadAttention.forward)
+_ENCODER_LAYER = inspect.signature(nn.TransformerEncoderLayer.forward)
+
+
+def reproject(watch: Any, frame: Any, args: Any, kwargs: Any) -> None:
+    """Record what the module of `frame` attended to, from the arguments of its forward pass."""
+    module = frame.module
+    if type(module) is nn.MultiheadAttention:
+        call = _bound(_MULTI_HEAD, module, args, kwargs)
+        _record(watch, frame.path, module, call)
+    elif type(module) is nn.TransformerEncoderLayer and not frame.attended:  # the fast path, which calls no submodule
+        call = _bound(_ENCODER_LAYER, module, args, kwargs)
+        src = call["src"]
+        x = _normed(module.norm1, src) if module.norm_first else src
+        masks = {"attn_mask": call["src_mask"], "key_padding_mask": call["src_key_padding_mask"]}
+        path = watch.path_of(module.self_attn)
+        _record(watch, path or frame.path, module.self_attn, {"query": x, "key": x, "value": x, **masks})
+
+
+def of_multi_head_attention_forward(watch: Any, call: dict[str, Any]) -> None:
+    """Record a call of `F.multi_head_attention_forward`, whose tensors are (N, B, E) or (N, E)."""
+    if call["static_k"] is not None:
+        watch.cannot_see(watch.frame.path, "multi_head_attention_forward with static_k")
+        return
+    _record_projected(watch, watch.frame.path, call, batch_first=False)
+
+
+def _record(watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str, Any]) -> None:
+    packed = module.in_proj_weight is not None
+    weights = {
+        "num_heads": module.num_heads,
+        "in_proj_weight": module.in_proj_weight,
+        "in_proj_bias": module.in_proj_bias,
+        "bias_k": module.bias_k,
+        "add_zero_attn": module.add_zero_attn,
+        "use_separate_proj_weight": not packed,
+        "q_proj_weight": module.q_proj_weight,
+        "k_proj_weight": module.k_proj_weight,
+    }
+    _record_projected(watch, path, {**call, **weights}, batch_first=module.batch_first)
+
+
+def _record_projected(watch: Any, path: str, call: dict[str, Any], batch_first: bool) -> None:
+    query, key, allowed = call["query"], call["key"], None
+    cross = query is not key
+    if query.is_nested:  # how a TransformerEncoder hands padded batches to its layers
+        query, allowed = _padded(query)
+        key = query if not cross else _padded(key)[0]
+    heads, batched = call["num_heads"], query.dim() == 3
+    q_weight, k_weight, q_bias, k_bias = _projections(call)
+    q = _heads(F.linear(query, q_weight, q_bias), heads, batch_first, batched)
+    k = _heads(F.linear(key, k_weight, k_bias), heads, batch_first, batched)
+    mask, bias = _masks(call, q.shape[0], heads)
+    k, extra = _with_more_keys(k, call, heads)
+    if extra:
+        mask = (
+            mask if mask is None else F.pad(mask.expand(*mask.shape[:-1], k.shape[2] - extra), (0, extra), value=True)
+        )
+        bias = bias if bias is None else F.pad(bias.expand(*bias.shape[:-1], k.shape[2] - extra), (0, extra))
+    if allowed is not None:
+        mask = allowed[:, None, None] if mask is None else mask & allowed[:, None, None]
+    watch.record(attention_map(q, k, mask=mask, bias=bias, cross=cross), "torch.nn.MultiheadAttention", cross, path)
+
+
+def _projections(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    biases = (None, None) if call["in_proj_bias"] is None else call["in_proj_bias"].chunk(3)[:2]
+    if call["use_separate_proj_weight"]:
+        return call["q_proj_weight"], call["k_proj_weight"], *biases
+    return *call["in_proj_weight"].chunk(3)[:2], *biases
+
+
+def _heads(x: Tensor, heads: int, batch_first: bool, batched: bool) -> Tensor:
+    """(B, H, N, D) from (B, N, E), (N, B, E) or (N, E)."""
+    x = x[None] if not batched else x if batch_first else x.transpose(0, 1)
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _masks(call: dict[str, Any], samples: int, heads: int) -> tuple[Tensor | None, Tensor | None]:
+    """As (boolean mask, bias). PyTorch's booleans are True where a key is hidden."""
+    mask, bias = _read(call["attn_mask"])
+    if mask is not None and mask.shape[0] == 1 and mask.shape[1] == samples * heads:
+        mask = mask.unflatten(1, (samples, heads))[0]
+    if bias is not None and bias.shape[1] == samples * heads:
+        bias = bias.unflatten(1, (samples, heads))[0]
+    padding = call["key_padding_mask"]
+    if padding is not None:
+        shown, more = _read(padding.reshape(-1, 1, 1, padding.shape[-1]))
+        mask = shown if mask is None else mask if shown is None else mask & shown
+        bias = more if bias is None else bias if more is None else bias + more
+    return mask, bias
+
+
+def _read(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return read_mask(~mask if mask is not None and mask.dtype == torch.bool else mask)
+
+
+def _with_more_keys(k: Tensor, call: dict[str, Any], heads: int) -> tuple[Tensor, int]:
+    """The keys that are no token: a learned one (`bias_k`) and one of zeros (`add_zero_attn`), seen by all."""
+    more = []
+    if call["bias_k"] is not None:
+        more.append(call["bias_k"].reshape(1, 1, heads, -1).transpose(1, 2).expand(k.shape[0], -1, -1, -1))
+    if call["add_zero_attn"]:
+        more.append(k.new_zeros(*k.shape[:2], 1, k.shape[3]))
+    return torch.cat([k, *more], 2), len(more)
+
+
+def _padded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A nested batch as (B, N, E) with zeros, and where its tokens are, (B, N)."""
+    lengths = torch.tensor([len(sample) for sample in x.unbind()], device=x.device)
+    full = torch.nested.to_padded_tensor(x, 0.0)
+    return full, torch.arange(full.shape[1], device=x.device) < lengths[:, None]
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """`x` normalised, without running the module, which would be followed."""
+    return norm.forward(x)
+
+
+def _bound(signature: inspect.Signature, module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    call = signature.bind(module, *args, **kwargs)
+    call.apply_defaults()
+    return dict(call.arguments)

@@ -1,0 +1,260 @@
+"""`watch`: see the attention of any PyTorch model while it runs, without changing it.
+
+    with ch.watch(model) as seen:
+        model(**batch)
+    print(seen)
+
+Attention is found where it is called, at the highest level that knows what it means; within it lower levels are ignored:
+
+1. Clearhead's own maps tell their observers;
+2. Hugging Face models ask an interface for the function that attends, which is wrapped (`hugging_face`);
+3. `nn.MultiheadAttention` and the layers built on it project again from their inputs (`torch_modules`);
+4. calls of PyTorch's functions, and products around a softmax, pass through a function mode (`functions`).
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clearhead.errors import InputError, nearest
+from clearhead.kernels import Statistics
+from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
+from clearhead.observe.attended import padding
+from clearhead.observe.calls import Call, Seen, under
+from clearhead.observe.compiled import REASON as COMPILED
+from clearhead.observe.compiled import compiled_code_apart
+from clearhead.observe.frames import Frame, Frames, recomputing, says_cross
+from clearhead.observe.functions import Functions
+from clearhead.observe.torch_modules import STEP_ASIDE, reproject
+
+NAMES = tuple(field.name for field in fields(Statistics))
+Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor]], None]
+
+
+def watch(
+    model: nn.Module,
+    *,
+    statistics: Sequence[str] | None = None,
+    rows: int | Sequence[int] | Tensor | None = None,
+    layers: str | Sequence[str] | None = None,
+    keep_maps: bool = False,
+    grad: bool = False,
+    compiled: Literal["skip", "eager"] = "skip",
+) -> "Watch":
+    """Within the block, record what every attention of `model` does, in numbers; the block's value is a `Seen`.
+
+    Outputs, gradients and random numbers are bit for bit those without watching. Memory stays O(n), and nothing of a
+    call is kept but its statistics.
+
+    Args:
+        model: any module; calls of its parts from outside count too.
+        statistics: names of those to compute; None: all. `received` needs all rows.
+        rows: how many rows to measure, drawn at random for each call, or which; None: all. 64 rows of 4096 cost a
+            hundredth of what the attention itself costs.
+        layers: the paths to record, "encoder.layer.3" with all below it, or patterns such as "*.self"; None: all.
+        keep_maps: keep each call's attention map, for pictures and rollout. This keeps its queries and keys.
+        grad: let statistics carry gradients, for use in a loss (`entropy_floor`).
+        compiled: what torch.compile has compiled is left as it is and listed in `seen.unseen` ("skip"), or runs
+            uncompiled within the block ("eager").
+
+    Raises InputError for what is no module, a path that does not exist, a statistic of another name.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"watch needs a torch.nn.Module, not a {type(model).__name__}")
+    if statistics is not None:
+        for name in statistics:
+            if name not in NAMES:
+                raise InputError(f"statistics: there is no {name!r}{nearest(name, NAMES)}")
+    if compiled not in ("skip", "eager"):
+        raise InputError(f"compiled is {compiled!r}; write 'skip' or 'eager'")
+    if isinstance(rows, int) and rows < 1:
+        raise InputError(f"rows is {rows}; measure at least one, or all with None")
+    chosen = (layers,) if isinstance(layers, str) else layers
+    for pattern in chosen or ():
+        paths = [path for path, _ in model.named_modules()]
+        if not any(_matches(path, pattern) for path in paths):
+            raise InputError(f"layers: {type(model).__name__} has no module {pattern!r}{nearest(pattern, paths)}")
+    return Watch(model, statistics, rows, chosen, keep_maps, grad, compiled)
+
+
+class Watch(AbstractContextManager[Seen]):
+    """A model that is being watched, from `with` to the end of its block; made by `watch`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        statistics: Sequence[str] | None,
+        rows: int | Sequence[int] | Tensor | None,
+        layers: Sequence[str] | None,
+        keep_maps: bool,
+        grad: bool,
+        compiled: str,
+        outputs: Outputs | None = None,
+    ) -> None:
+        self.model, self.seen = model, Seen()
+        self._statistics = None if statistics is None else frozenset(statistics)
+        self._rows, self._layers, self._keep, self.grad = rows, layers, keep_maps, grad
+        self._outputs = outputs
+        self._frames = Frames(model, self._entered, self._left)
+        self._functions = Functions(self)
+        self._eager = compiled == "eager"
+        self._random = torch.Generator().manual_seed(0)
+        self._turns: dict[tuple[str, int], int] = {}
+        self._modes_above = -1
+        self._block = ExitStack()
+
+    def __enter__(self) -> Seen:
+        self._block = ExitStack()
+        if "transformers.modeling_utils" in sys.modules:
+            from clearhead.observe.hugging_face import interface_of
+
+            self._block.enter_context(interface_of(self))
+        self._block.enter_context(observing(self._applied))
+        self._block.enter_context(compiled_code_apart(self.model, self._eager, self))
+        self._frames.install()
+        self._block.callback(self._functions.take_out)
+        self._block.callback(self._frames.remove)
+        return self.seen
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._block.close()
+
+    # who is running
+
+    def _entered(self, frame: Frame) -> None:
+        frame.before = len(self.seen)
+        self._functions.active(type(frame.module) not in STEP_ASIDE)
+
+    def _left(self, frame: Frame, args: Any, kwargs: Any, raised: bool) -> None:
+        if type(frame.module) in STEP_ASIDE and not raised:
+            reproject(self, frame, args, kwargs)
+        top = self._frames.top
+        self._functions.active(top is not None and type(top.module) not in STEP_ASIDE)
+        if top is not None and type(frame.module) is nn.MultiheadAttention:
+            top.attended = True
+        if frame.compiled and len(self.seen) == frame.before:
+            self.cannot_see(frame.path, COMPILED)
+        if _attends_elsewhere(kwargs):
+            for i in frame.calls:
+                self.seen.calls[i] = _crossing(self.seen.calls[i])
+
+    @property
+    def frame(self) -> Frame | None:
+        """The running module of the watched model, or None outside of it and in a recomputation."""
+        return None if recomputing() else self._frames.top
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """A block in which this thread sees no functions: a higher level has seen, or is measuring."""
+        with self._functions.paused():
+            yield
+
+    def go_away(self) -> None:
+        """Compiled code begins to run in this thread: follow nothing until it has ended."""
+        if self._frames.top is not None and self._frames.installed:
+            self._frames.top.compiled = True
+            self._frames.remove()
+            self._modes_above = self._functions.take_out()
+
+    def come_back(self) -> None:
+        """Compiled code has ended."""
+        if self._frames.top is not None and not self._frames.installed:
+            self._frames.install()
+            self._functions.put_back(self._modes_above)
+
+    # what they do
+
+    def path_of(self, module: nn.Module) -> str | None:
+        """The module's path in the watched model, or None."""
+        return self._frames.paths.get(module)
+
+    def wants(self, name: str) -> bool:
+        """Is this path among the layers to record?"""
+        return self._layers is None or any(_matches(name, pattern) for pattern in self._layers)
+
+    def cannot_see(self, name: str, why: str) -> None:
+        """Say that something at `name` attends and was not seen."""
+        if self.wants(name):
+            self.seen.unseen.setdefault(self._shown(name), why)
+
+    def record(self, A: AttentionMap, how: str, cross: bool, name: str | None = None) -> None:
+        """Measure the map of an attention that just ran in the current frame."""
+        frame = self.frame
+        if frame is None or not self.wants(frame.path if name is None else name):
+            return
+        name = frame.path if name is None else name
+        with self.hidden(), torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+            self._record(A, how, cross, name, frame)
+
+    def _record(self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame) -> None:
+        A = A if self.grad else A.detach()
+        rows = self._choose(A.full_shape[2])
+        measured = A.statistics(rows, received=self._measures("received") and rows is None)
+        hidden = padding(A, cross) if isinstance(A, SoftmaxMap) else None
+        turn = self._turns[name, frame.step] = self._turns.get((name, frame.step), -1) + 1
+        call = Call(
+            name=self._shown(name),
+            role="cross" if cross else "self",
+            how=how,
+            shape=A.full_shape,
+            statistics=measured.only(self._measures),
+            rows=rows,
+            padding=hidden if hidden is None or rows is None else hidden[:, rows],
+            map=A.detach(copy=True) if self._keep else None,
+            step=frame.step,
+            turn=turn,
+        )
+        frame.calls.append(len(self.seen.calls))
+        self.seen.calls.append(call)
+
+    def give(self, name: str, output: Tensor, heads: Callable[[Tensor], Tensor]) -> None:
+        """Hand over what an attention put out to whoever asked; `heads` shapes it as (B, H, Nq, Dv)."""
+        if self._outputs is not None and self.frame is not None and self.wants(name):
+            self._outputs(self._shown(name), output, heads)
+
+    @property
+    def gives(self) -> bool:
+        """Did anyone ask for outputs?"""
+        return self._outputs is not None
+
+    def _applied(self, A: AttentionMap) -> None:
+        frame = self.frame
+        if frame is not None and not is_applying():
+            path = frame.path
+            self.record(A, "clearhead", cross=says_cross(path) or not A.measures_distance, name=path)
+
+    def _measures(self, name: str) -> bool:
+        return self._statistics is None or name in self._statistics
+
+    def _choose(self, n_queries: int) -> Tensor | None:
+        if self._rows is None:
+            return None
+        if isinstance(self._rows, int):
+            if self._rows >= n_queries:
+                return None
+            return torch.randperm(n_queries, generator=self._random)[: self._rows].sort().values
+        return torch.as_tensor(self._rows)
+
+    def _shown(self, name: str) -> str:
+        return name or type(self.model).__name__
+
+
+def _attends_elsewhere(kwargs: Any) -> bool:
+    return any(isinstance(kwargs.get(name), Tensor) for name in ("key_value_states", "encoder_hidden_states"))
+
+
+def _crossing(call: Call) -> Call:
+    return replace(call, role="cross", statistics=replace(call.statistics, distance=None), padding=None)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return under(path, pattern) or fnmatchcase(path, pattern)
