@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from clearhead.picture.heatmaps import grid as grid
     from clearhead.picture.heatmaps import heatmap as heatmap
     from clearhead.picture.report import training_report as training_report
+    from clearhead.picture.sheet import png as png
 
-_HOME = {"grid": "heatmaps", "heatmap": "heatmaps", "training_report": "report"}
+_HOME = {"grid": "heatmaps", "heatmap": "heatmaps", "png": "sheet", "training_report": "report"}
 
-__all__ = ["grid", "heatmap", "training_report"]
+__all__ = ["grid", "heatmap", "png", "training_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,71 +1,103 @@
-"""Attention as heatmaps: one head, all heads of a layer, all layers of a model.
-
-Figures are matplotlib's own, free of pyplot and its global state: `heatmap(A).savefig("a.png")` works in threads and
-servers too.
-"""
+"""Attention as heatmaps: one head, all heads of a layer, all layers of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from clearhead.errors import InputError
-from clearhead.picture.heads import Heads, check_labels, read
-from clearhead.picture.panel import EDGE, HATCH, NUMBERED, Panel, draw, scale, write_numbers
-from clearhead.picture.ticks import INK, MUTED, Ticks, drawable
+from clearhead.picture.heads import Choice, Heads, Keys, read
+from clearhead.picture.layout import Layout
+from clearhead.picture.panel import NUMBERED, Panel, draw, draw_marginals, scale, write_numbers
+from clearhead.picture.sheet import EDGE
+from clearhead.picture.ticks import MUTED, visible
 
 Labels = Sequence[str] | None
 
 
 def heatmap(
-    weights: Any, rows: Labels = None, columns: Labels = None, *, title: str | None = None, log: bool = False
+    weights: Any,
+    rows: Labels = None,
+    columns: Labels = None,
+    *,
+    sample: int | None = None,
+    head: int | None = None,
+    title: str | None = None,
+    log: bool = False,
+    hide_sinks: Keys = False,
+    marginals: bool = False,
 ) -> Figure:
     """Draw attention weights; each row is a query, and shows how it spreads its attention over the keys.
 
-    `weights` is an AttentionMap, or a tensor or array (Nq, Nk), (H, Nq, Nk) or (1, H, Nq, Nk): one head fills the
-    picture, several share it and its colour scale. `rows` names the queries, `columns` the keys. Axes longer than 256
-    positions (128 beside other heads) are drawn as means of blocks. `log` colours by the logarithm. What is not finite
-    is hatched; a map with negative weights gets a two-sided scale.
+    `weights` is an AttentionMap, or a tensor or array (Nq, Nk), (H, Nq, Nk) or (B, H, Nq, Nk), of which `sample` and
+    `head` choose: one head fills the picture, several share it and its colour scale. `rows` names the queries,
+    `columns` the keys. Axes longer than 256 positions (128 beside other heads) are drawn as means of blocks. What is
+    not finite is hatched; a map with negative weights gets a two-sided scale.
+
+    `log` colours by the logarithm. `hide_sinks` hides keys that draw attention away from all others, and stretches the
+    colours over the rest: the first key that is seen at all, or the keys with these numbers. `marginals` adds what each
+    key received, Σ of its column, above, and each row's entropy in nats beside.
 
     Raises ShapeError for other shapes, and for labels that are not as many as the positions of their axis; InputError
-    for values that are no real numbers, and for negative ones on a logarithmic scale.
+    for values that are no real numbers, for negative ones on a logarithmic scale or with marginals, and for a sample,
+    head or key that is not there.
     """
-    panels = _panels(read(weights))
+    heads = read(weights, choice=Choice(sample, head, hide_sinks, marginals))
+    panels = _panels(heads)
     across = _columns(len(panels))
     lines = [panels[i : i + across] for i in range(0, len(panels), across)]
-    return _figure(lines, rows, columns, title, log)
+    return _drawn(lines, [heads], rows, columns, title, log)
 
 
 def grid(
-    maps: Mapping[str, Any], rows: Labels = None, columns: Labels = None, *, title: str | None = None, log: bool = False
+    maps: Mapping[str, Any],
+    rows: Labels = None,
+    columns: Labels = None,
+    *,
+    sample: int | None = None,
+    title: str | None = None,
+    log: bool = False,
+    hide_sinks: Keys = False,
+    marginals: bool = False,
 ) -> Figure:
     """Draw every head of every layer, a row for each layer and a column for each head, on one colour scale.
 
-    `maps` holds by name what `heatmap` takes. `rows` and `columns`, when given, fit every layer.
+    `maps` holds by name what `heatmap` takes, and the options are the same. `rows` and `columns`, when given, fit every
+    layer.
 
     Raises what `heatmap` raises, naming the layer; InputError when there is no layer.
     """
     if not maps:
         raise InputError("maps: no layer to draw, expected {name: weights}")
-    layers = {name: read(weights, f"maps[{name!r}]", alone=False) for name, weights in maps.items()}
+    choice = Choice(sample, None, hide_sinks, marginals)
+    layers = {name: read(weights, f"maps[{name!r}]", alone=False, choice=choice) for name, weights in maps.items()}
     lines: list[list[Panel]] = []
     for name, heads in layers.items():
         lines.append(_panels(heads, name, titled=max(map(len, lines), default=0)))
-    return _figure(lines, rows, columns, title, log)
+    if len(lines) == len(lines[0]) == 1:  # the name stands above, where the words for the queries leave it room
+        lines = [[replace(lines[0][0], title=f"{next(iter(maps))} · head 0", row="")]]
+    return _drawn(lines, [*layers.values()], rows, columns, title, log)
 
 
 def _panels(heads: Heads, layer: str = "", titled: int = 0) -> list[Panel]:
     """A panel for each head; the first `titled` have their title already, above them."""
-    named = layer or len(heads.values) > 1
-    titles = [f"head {i}" if named and i >= titled else "" for i in range(len(heads.values))]
+    named = layer or heads.numbers != range(1)
     return [
-        Panel(values, heads.queries, heads.keys, titles[i], "" if i else layer) for i, values in enumerate(heads.values)
+        Panel(
+            values,
+            heads.queries,
+            heads.keys,
+            heads.blank,
+            f"head {heads.numbers[i]}" if named and i >= titled else "",
+            "" if i else layer,
+            None if heads.received is None else heads.received[i],
+            None if heads.entropy is None else heads.entropy[i],
+        )
+        for i, values in enumerate(heads.values)
     ]
 
 
@@ -75,94 +107,62 @@ def _columns(heads: int) -> int:
     return next((n for n in range(widest, 0, -1) if heads % n == 0 and n * n >= heads), widest)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where panels stand, the inches each of them gets, and the ticks along them."""
-
-    lines: list[list[Panel]]
-    rows: Labels
-    columns: Labels
-    width: float
-    height: float
-
-    @classmethod
-    def of(cls, lines: list[list[Panel]], rows: Labels, columns: Labels) -> Layout:
-        panels = [panel for line in lines for panel in line]
-        for panel in panels:
-            check_labels(rows, panel.queries, "rows", "queries (Nq)")
-            check_labels(columns, panel.keys, "columns", "keys (Nk)")
-        queries, keys = max(panel.queries for panel in panels), max(panel.keys for panel in panels)
-        longest = max(queries, keys)
-        most = 8.0 if len(panels) == 1 else 2.6 if max(map(len, lines)) <= 4 else 1.7
-        side = min(max((0.34 if len(panels) == 1 else 0.2) * longest, 1.7), most)
-        width, height = (max(side * n / longest, side / 8, 0.4) for n in (keys, queries))
-        return cls(lines, rows, columns, width, height)
-
-    def figure(self, title: str | None) -> tuple[Figure, Any]:
-        """The empty figure, and its axes: (lines, longest line)."""
-        down, across = len(self.lines), max(map(len, self.lines))
-        rows, columns = self.row_ticks(self.lines[0][0]), self.column_ticks(self.lines[-1][0])
-        width = across * (self.width + 0.1) + rows.inches + 1.4
-        height = (
-            down * (self.height + 0.25) + (columns.inches if any(columns.turned) else 0.2) + (0.85 if title else 0.45)
-        )
-        figure = Figure((max(width, 4.0), max(height, 1.4)), dpi=160, layout="compressed", facecolor="white")
-        return figure, figure.subplots(down, across, squeeze=False)
-
-    def row_ticks(self, panel: Panel) -> Ticks:
-        return Ticks.of(self.rows, panel.queries, self.height, vertical=True)
-
-    def column_ticks(self, panel: Panel) -> Ticks:
-        return Ticks.of(self.columns, panel.keys, self.width, vertical=False)
-
-    def name_positions(self, axes: Axes, i: int, j: int) -> None:
-        """Name the queries on the left of a line, and the keys where no panel with the same keys stands below."""
-        panel = self.lines[i][j]
-        below = self.lines[i + 1][j] if i + 1 < len(self.lines) and j < len(self.lines[i + 1]) else None
-        axes.set(xticks=[], yticks=[])
-        if j == 0:
-            self.row_ticks(panel).put(axes.yaxis)
-        if below is None or below.keys != panel.keys:
-            self.column_ticks(panel).put(axes.xaxis)
-
-
-def _figure(lines: list[list[Panel]], rows: Labels, columns: Labels, title: str | None, log: bool) -> Figure:
+def _drawn(
+    lines: list[list[Panel]], layers: list[Heads], rows: Labels, columns: Labels, title: str | None, log: bool
+) -> Figure:
     panels = [panel for line in lines for panel in line]
-    layout, colours = Layout.of(lines, rows, columns), scale(panels, log)
-    figure, axes = layout.figure(title)
-    for i, j in np.ndindex(axes.shape):
-        if j < len(lines[i]):
-            image = draw(axes[i, j], lines[i][j], colours)
-            layout.name_positions(axes[i, j], i, j)
-        else:
-            axes[i, j].set_axis_off()
-    if len(panels) == 1 and max(panels[0].values.shape) <= NUMBERED:
-        write_numbers(axes[0, 0], panels[0], colours)
-    bar = figure.colorbar(image, ax=axes, extend=colours.extend, aspect=30, pad=0.02)
-    bar.set_label("attention weight", fontsize=9, color=MUTED)
+    most = _most(panels)
+    notes = [*_hidden(layers, columns), *_lengths(most, len(panels))]
+    layout, colours = Layout.of(lines, rows, columns, title, notes), scale(panels, log)
+    sheet = layout.sheet()
+    for i, line in enumerate(lines):
+        for j, panel in enumerate(line):
+            axes = layout.place(sheet, i, j)
+            image = draw(axes, panel, colours)
+            if most is not None:
+                draw_marginals(axes, panel, most, layout.lengths(i))
+    if layout.alone and max(panels[0].values.shape) <= NUMBERED:
+        write_numbers(axes, panels[0], colours)
+    bar = sheet.colorbar(image, cax=layout.place_scale(sheet), extend=colours.extend)
+    pooled = any(panel.values.shape != (panel.queries, panel.keys) for panel in panels)
+    bar.set_label("attention weight" + (", mean of a cell" if pooled else ""), fontsize=9, color=MUTED)
     bar.outline.set(edgecolor=EDGE, linewidth=0.6)
     bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
-    _write_words(figure, panels, title)
-    return figure
+    layout.write(sheet)
+    return sheet
 
 
-def _write_words(figure: Figure, panels: list[Panel], title: str | None) -> None:
-    """What the picture is, what its axes mean, and what is unusual about it."""
-    (h, w), panel = panels[0].values.shape, panels[0]
-    down, across = _axis("query (attends)", panel.queries, h), _axis("key (attended to)", panel.keys, w)
-    if len(panels) == 1:
-        figure.axes[0].set_ylabel(down, fontsize=9, color=MUTED)
-        figure.axes[0].set_xlabel(across, fontsize=9, color=MUTED)
+def _hidden(layers: list[Heads], columns: Labels) -> list[str]:
+    """Which keys are hidden, and how much of the attention with them."""
+    sets = {heads.hidden for heads in layers}
+    if sets == {()}:
+        return []
+    share = np.average([heads.share for heads in layers], weights=[len(heads.values) for heads in layers])
+    if len(sets) > 1:
+        which = "the first key of each layer is"
+    elif len(keys := max(sets)) == 1:
+        which = f"key {keys[0]}" + (f" ({visible(columns[keys[0]])})" if columns is not None else "") + " is"
     else:
-        figure.supylabel(down, fontsize=9, color=MUTED)
-        figure.supxlabel(across, fontsize=9, color=MUTED)
-    if title is not None:
-        figure.suptitle("\n".join(map(drawable, title.split("\n"))), fontsize=11, color=INK, parse_math=False)
-    if not all(np.isfinite(panel.values).all() for panel in panels):
-        figure.legend(
-            handles=[Patch(**HATCH, label="NaN or infinite")], loc="outside upper right", fontsize=8, frameon=False
-        )
+        which = f"keys {', '.join(map(str, keys))} are" if len(keys) <= 6 else f"{len(keys):,} keys are"
+    return [f"{which} hidden, with {_percent(float(share))} of all weight"]
 
 
-def _axis(words: str, positions: int, blocks: int) -> str:
-    return words if positions == blocks else f"{words} · {positions:,} positions, {-(-positions // blocks)} to a cell"
+def _percent(share: float) -> str:
+    return "less than 1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def _most(panels: list[Panel]) -> tuple[float, float] | None:
+    """The most that a key received, and the greatest entropy of a row; None without marginals."""
+    received = [panel.received for panel in panels if panel.received is not None]
+    entropy = [panel.entropy for panel in panels if panel.entropy is not None]
+    if not received:
+        return None
+    first, second = (np.concatenate(each) for each in (received, entropy))
+    return float(first[np.isfinite(first)].max(initial=0.0)), float(second[np.isfinite(second)].max(initial=0.0))
+
+
+def _lengths(most: tuple[float, float] | None, heads: int) -> list[str]:
+    """How long the longest bars are, where there is no room to say so at the bars."""
+    if most is None or heads == 1:
+        return []
+    return [f"bars above: received, up to {most[0]:.3g}; beside: entropy, up to {most[1]:.3g} nats"]

@@ -1,0 +1,108 @@
+"""The sheet that a picture is drawn on: measured in inches from its top left corner, and shown by notebooks.
+
+It is matplotlib's own figure, free of pyplot and its global state, so that it works in threads and servers too.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
+
+from clearhead.picture.ticks import INK, MUTED, drawable
+
+EDGE = "#c9c8d1"
+TITLE = 11.0  # points
+LEADING = 1.35  # from line to line of a text, in its sizes
+
+
+class Sheet(Figure):
+    """A figure of `width` by `height` inches on which things are put at places given in inches."""
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__((width, height), dpi=160, facecolor="white")
+
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes at a place, framed thinly, without ticks."""
+        across, down = self.get_size_inches()
+        axes = self.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(color=EDGE, linewidth=0.6)
+        axes.tick_params(labelsize=8, colors=MUTED, width=0.6, length=2.5, pad=2.5)
+        return axes
+
+    def write(self, left: float, top: float, text: str, size: float = 9.0, color: str = MUTED, **options: Any) -> Text:
+        """Text at a place, which is its top left corner unless `ha` and `va` say otherwise."""
+        across, down = self.get_size_inches()
+        style: dict[str, Any] = {"ha": "left", "va": "top", "linespacing": LEADING / 1.2, "parse_math": False}
+        return self.text(left / across, 1 - top / down, drawn(text), fontsize=size, color=color, **{**style, **options})
+
+    def head(self, title: str) -> None:
+        """The title, over the whole sheet; it needs `title_height`."""
+        width, _ = self.get_size_inches()
+        broken = "\n".join(lines(title, float(width) - 0.3, TITLE))
+        self.write(float(width) / 2, 0.12, broken, TITLE, INK, ha="center", multialignment="center")
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: Figure) -> bytes:
+    """`figure` as a PNG file: for a web page, a log, a notebook."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def drawn(text: str) -> str:
+    """`drawable`, line by line."""
+    return "\n".join(map(drawable, text.split("\n")))
+
+
+def inches(text: str, size: float) -> float:
+    """How wide `text` is in type of `size` points."""
+    font = FontProperties(size=size)
+    return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n")) / 72
+
+
+def height(count: int, size: float) -> float:
+    """How high `count` lines of type of `size` points are, in inches."""
+    return count * size * LEADING / 72
+
+
+def title_height(title: str | None, width: float) -> float:
+    """The room above a picture of `width` inches, for its title if it has one."""
+    return 0.12 if title is None else 0.22 + height(len(lines(title, width - 0.3, TITLE)), TITLE)
+
+
+def lines(text: str, width: float, size: float) -> list[str]:
+    """`text` broken at its spaces into lines of at most `width` inches; a longer word keeps a line of its own."""
+    broken: list[str] = []
+    for paragraph in drawn(text).split("\n"):
+        line = ""
+        for word in paragraph.split(" "):
+            longer = f"{line} {word}" if line else word
+            if line and inches(longer, size) > width:
+                broken.append(line)
+                longer = word
+            line = longer
+        broken.append(line)
+    return broken
+
+
+def shortened(text: str, width: float, size: float) -> str:
+    """`text` with its middle left out, where it is wider than `width` inches."""
+    kept = len(text)
+    while kept > 2 and inches(_ends(text, kept), size) > width:
+        kept -= 1
+    return _ends(text, kept)
+
+
+def _ends(text: str, kept: int) -> str:
+    """`kept` characters of `text`, from both of its ends: what tells layers apart stands at either."""
+    return text if kept >= len(text) else f"{text[: kept // 2]}…{text[len(text) - (kept - 1 - kept // 2) :]}"
