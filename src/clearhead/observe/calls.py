@@ -92,6 +92,53 @@ class Seen(Sequence[Call]):
         """The paths of the modules that attended, in their order."""
         return list(dict.fromkeys(call.name for call in self.calls))
 
+    # what is said about it; imported when asked for, because it is made of calls
+
+    def records(self) -> list[dict[str, Any]]:
+        """A plain record of each head of each layer: `clearhead.observe.records.records`."""
+        from clearhead.observe.records import records
+
+        return records(self)
+
+    def table(self, heads: bool | None = None, columns: Sequence[str] | None = None) -> Any:
+        """A rich Table, layer × head: entropy, sink, max logit, distance and health, and below it what was not seen.
+
+        Args:
+            heads: a line for each head (True), or for each layer with the range over its heads (False); None: for each
+                head if there are few.
+            columns: names of other statistics to show.
+
+        Raises InputError for a statistic of another name.
+        """
+        from clearhead.observe.table import grid
+
+        return grid(self, heads, columns).rich()
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame, one row for each head of each layer. Raises MissingExtra without pandas."""
+        from clearhead.observe.records import to_pandas
+
+        return to_pandas(self)
+
+    def to_json(self, rows: bool = False) -> str:
+        """The records as JSON, what is no finite number as null; with `rows` also every value of every call."""
+        from clearhead.observe.records import to_json
+
+        return to_json(self, rows)
+
+    def __str__(self) -> str:
+        from clearhead.observe.table import grid
+
+        return grid(self).text()
+
+    def __rich__(self) -> Any:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        from clearhead.observe.table import grid
+
+        return grid(self).html()
+
 
 def under(name: str, path: str) -> bool:
     """Is the module `name` the one at `path`, or inside it?"""
