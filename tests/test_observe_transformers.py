@@ -118,3 +118,120 @@ def test_nothing_is_changed(model, way, training):
     for name, grad in grads.items():
         assert (grad is None) == (grads_again[name] is None)
         assert grad is None or torch.equal(grad, grads_again[name]), name
+
+
+def causal_model(name):
+    """The architecture with a head that predicts tokens, as `generate` needs it."""
+    model = foreign.BY_NAME[name]
+    return foreign.Foreign(
+        name, model.config, model.model.replace("Model", "ForCausalLM"), model.settings, model.ways, model.kind
+    )
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_neox"])
+def test_decoding_with_a_cache_gives_the_rows_of_one_pass(name, padding, cache):
+    model = causal_model(name).make("sdpa")
+    given = causal_model(name).inputs(padding, left=True)
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "cache_implementation": cache}
+    if cache == "static":
+        options["disable_compile"] = True
+    with torch.no_grad():
+        with watch(model) as seen:
+            tokens = model.generate(**given, **options)
+        mask = given.get("attention_mask")
+        mask = None if mask is None else torch.nn.functional.pad(mask, (0, 3), value=1)
+        with watch(model) as whole:
+            model(tokens[:, :-1], attention_mask=mask, use_cache=False)
+    assert not seen.unseen
+    n = tokens.shape[1] - 1
+    assert [call.shape[2] for call in seen if call.name.startswith("model.layers.0") or ".layers.0" in call.name] == [
+        11,
+        1,
+        1,
+        1,
+    ]
+    for name in whole.names:
+        (joined,), (once,) = seen[name], whole[name]
+        assert joined.shape[:3] == once.shape[:3] == (3, 4, n)
+        real = torch.ones(3, n, dtype=torch.bool) if mask is None else mask.bool()
+        rows = real[:, None].expand(3, 4, n)
+        for statistic in ("entropy", "max_logit", "sink", "distance", "visible"):
+            if statistic == "sink" and name.startswith("model.layers") and model.config.model_type == "mistral":
+                assert (
+                    joined.statistics.sink is None
+                )  # a step sees its window alone: where the sample begins is not known
+                continue
+            a, b = getattr(joined.statistics, statistic)[rows], getattr(once.statistics, statistic)[rows]
+            torch.testing.assert_close(
+                a, b, rtol=1e-4, atol=1e-4, equal_nan=True, msg=lambda m, s=statistic: f"{s}: {m}"
+            )
+
+
+def test_beam_search_and_an_encoder_decoder():
+    model = foreign.Foreign("bart", "BartConfig", "BartForConditionalGeneration", foreign.SEQ2SEQ).make("sdpa")
+    given = {k: v for k, v in foreign.BY_NAME["bart"].inputs(True).items() if not k.startswith("decoder")}
+    with torch.no_grad(), watch(model) as seen:
+        model.generate(**given, num_beams=2, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert not seen.unseen
+    cross = seen["model.decoder.layers.1.encoder_attn"]
+    assert [(call.role, call.shape) for call in cross] == [("cross", (6, 4, 3, 11))]
+    (own,) = seen["model.decoder.layers.1.self_attn"]
+    assert own.shape == (6, 4, 3, 3)
+    assert own.statistics.visible[0, 0].tolist() == [1, 2, 3]
+    assert cross[0].statistics.visible[2:4, 0, 0].tolist() == [7, 7]
+
+
+def test_gradient_checkpointing():
+    given = foreign.BY_NAME["llama"].inputs(False)
+    grads = []
+    for watching in (False, True):
+        model = foreign.BY_NAME["llama"].make("sdpa").train()
+        model.activation_checkpointing_enable()
+        if watching:
+            with watch(model) as seen:
+                model(**given, use_cache=False).last_hidden_state.square().mean().backward()
+        else:
+            model(**given, use_cache=False).last_hidden_state.square().mean().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert len(seen) == 2
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flex_attention():
+    """One architecture: each compiles for seconds."""
+    given = foreign.BY_NAME["gemma2"].inputs(True, left=True)
+    with torch.no_grad():
+        with watch(foreign.BY_NAME["gemma2"].make("eager", num_hidden_layers=1)) as eager:
+            pass
+        models = [foreign.BY_NAME["gemma2"].make(way, num_hidden_layers=1) for way in ("flex_attention", "eager")]
+        both = []
+        for model in models:
+            with watch(model) as seen:
+                model(**given)
+            both.append(seen)
+    assert len(eager) == 0
+    (flex,), (eager,) = both
+    assert flex.how == "transformers flex_attention"
+    real = given["attention_mask"].bool()[:, None].expand(3, 4, 11)
+    for name in ("entropy", "max_logit", "distance", "visible"):
+        a, b = getattr(flex.statistics, name)[real], getattr(eager.statistics, name)[real]
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_that_the_interface_does_not_describe_is_unseen_and_said_so():
+    """A module whose function does more than softmax(q · k · scale + mask) v."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = foreign.BY_NAME["bert"].make("sdpa")
+    given = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *args, **kwargs: (given(*args, **kwargs)[0] * 1.1, None)
+    try:
+        with torch.no_grad(), watch(model) as seen:
+            model(**foreign.BY_NAME["bert"].inputs(False))
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert len(seen) == 0
+    assert "of its own kind" in seen.unseen["encoder.layer.0.attention.self"]

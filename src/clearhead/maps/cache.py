@@ -104,12 +104,19 @@ class GrowingCache(Cache):
         if self._k is None or self._v is None:
             raise InputError("the cache is empty: give k and v with the first queries")
         keys, values = self._k[:, :, : self._longest], self._v[:, :, : self._longest]
+        own = None if self._even else self._lengths
+        if isinstance(lengths, tuple) or k is None:
+            pair: Any = (q_lengths, own)  # a memory, whose tokens are others than the queries
+        elif own is None:
+            pair = None
+        else:
+            pair = (torch.full_like(own, q.shape[2]) if q_lengths is None else q_lengths, own)
         at = None if self._at is None else self._at[:, None, : self._longest]
         self.map = self._mechanism(
             q,
             keys,
             pattern=pattern,
-            lengths=(q_lengths, None if self._even else self._lengths),
+            lengths=pair,
             mask=mask,
             q_positions=at if at is None else self._query_positions(q, positions, k),
             k_positions=at,

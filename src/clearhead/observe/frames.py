@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 
 @dataclass(eq=False)
@@ -24,27 +28,25 @@ class Frame:
     calls: list[int] = field(default_factory=list)
     """Which calls were seen while this module was on top."""
     attended: bool = False
-    """Did a module in it attend?"""
+    """Did it, or a module in it, attend?"""
     compiled: bool = False
     """Did it run compiled code?"""
-    before: int = 0
-    """How many calls had been seen when it began."""
 
 
 class Frames:
     """The modules of `model` that run, by thread, between `install` and `remove`.
 
-    `entered(frame)` and `left(frame, args, kwargs, raised)` are called at the beginning and end of each. A step is one
-    call of the model, or of a part of it from outside.
+    `changed()` is called when another one is on top, and `done(frame, args, kwargs)` when one has computed its output
+    and is still on top. A step is one call of the model, or of a part of it from outside.
     """
 
     def __init__(
-        self, model: nn.Module, entered: Callable[[Frame], None], left: Callable[[Frame, Any, Any, bool], None]
+        self, model: nn.Module, changed: Callable[[], None], done: Callable[[Frame, Any, Any], None]
     ) -> None:
         self.paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self.paths.setdefault(module, path)
-        self._entered, self._left = entered, left
+        self._changed, self._done = changed, done
         self._thread = threading.local()
         self._handles: list[Any] = []
         self._steps = 0
@@ -69,6 +71,8 @@ class Frames:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+            # torch (2.13) forgets this entry, and would go on taking the slow way through each call
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles = []
 
     @property
@@ -83,9 +87,8 @@ class Frames:
             step, self._steps = self._steps, self._steps + 1
         else:
             step = stack[-1].step
-        frame = Frame(module, stack[-1].path if path is None else path, step)
-        stack.append(frame)
-        self._entered(frame)
+        stack.append(Frame(module, stack[-1].path if path is None else path, step))
+        self._changed()
 
     def _after(self, module: nn.Module, args: Any, *rest: Any) -> None:
         # (kwargs, output), or (output,) alone where the module raised
@@ -94,11 +97,10 @@ class Frames:
             return
         while stack[-1].module is not module:  # left by an exception that ran no hook, such as Ctrl-C caught inside
             stack.pop()
-        frame = stack.pop()
         if len(rest) == 2:
-            self._left(frame, args, rest[0], False)
-        else:
-            self._left(frame, args, {}, True)
+            self._done(stack[-1], args, rest[0])
+        stack.pop()
+        self._changed()
 
 
 def says_cross(path: str) -> bool:

@@ -79,7 +79,7 @@ class _Wrapped:
             if why is not None or A is None:
                 watch.cannot_see(path, str(why))
                 return result
-            watch.record(A, f"transformers {self._name}", call.cross, path)
+            watch.record(A, f"transformers {self._name}", call.cross, path, sinks=not call.hides_the_first())
             watch.give(path, result[0], lambda x: x.transpose(1, 2))
         return result
 
@@ -110,6 +110,10 @@ class _Asked:
         if not isinstance(self.given, Tensor | None) and self._pairs() > _MOST_PAIRS:
             return f"a mask known as a function, of {self._pairs():,} pairs"
         return None
+
+    def hides_the_first(self) -> bool:
+        """Is this a step of decoding with a sliding window, in which nothing tells where the sample's first key is?"""
+        return bool(self.options.get("sliding_window")) and self.q.shape[2] != self.k.shape[2]
 
     def _pairs(self) -> int:
         b, h = self.given.shape[:2]

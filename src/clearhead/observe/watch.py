@@ -102,7 +102,7 @@ class Watch(AbstractContextManager[Seen]):
         self._statistics = None if statistics is None else frozenset(statistics)
         self._rows, self._layers, self._keep, self.grad = rows, layers, keep_maps, grad
         self._outputs = outputs
-        self._frames = Frames(model, self._entered, self._left)
+        self._frames = Frames(model, self._changed, self._done)
         self._functions = Functions(self)
         self._eager = compiled == "eager"
         self._random = torch.Generator().manual_seed(0)
@@ -130,18 +130,14 @@ class Watch(AbstractContextManager[Seen]):
 
     # who is running
 
-    def _entered(self, frame: Frame) -> None:
-        frame.before = len(self.seen)
-        self._functions.active(type(frame.module) not in STEP_ASIDE)
-
-    def _left(self, frame: Frame, args: Any, kwargs: Any, raised: bool) -> None:
-        if type(frame.module) in STEP_ASIDE and not raised:
-            reproject(self, frame, args, kwargs)
+    def _changed(self) -> None:
         top = self._frames.top
         self._functions.active(top is not None and type(top.module) not in STEP_ASIDE)
-        if top is not None and type(frame.module) is nn.MultiheadAttention:
-            top.attended = True
-        if frame.compiled and len(self.seen) == frame.before:
+
+    def _done(self, frame: Frame, args: Any, kwargs: Any) -> None:
+        if type(frame.module) in STEP_ASIDE:
+            reproject(self, frame, args, kwargs)
+        if frame.compiled and not frame.attended:
             self.cannot_see(frame.path, COMPILED)
         if _attends_elsewhere(kwargs):
             for i in frame.calls:
@@ -186,16 +182,20 @@ class Watch(AbstractContextManager[Seen]):
         if self.wants(name):
             self.seen.unseen.setdefault(self._shown(name), why)
 
-    def record(self, A: AttentionMap, how: str, cross: bool, name: str | None = None) -> None:
-        """Measure the map of an attention that just ran in the current frame."""
+    def record(self, A: AttentionMap, how: str, cross: bool, name: str | None = None, *, sinks: bool = True) -> None:
+        """Measure the map of an attention that just ran in the current frame; without `sinks` where nobody knows them."""
         frame = self.frame
-        if frame is None or not self.wants(frame.path if name is None else name):
+        if frame is None:
+            return
+        for running in self._frames.stack:
+            running.attended = True
+        if not self.wants(frame.path if name is None else name):
             return
         name = frame.path if name is None else name
         with self.hidden(), torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
-            self._record(A, how, cross, name, frame)
+            self._record(A, how, cross, name, frame, sinks)
 
-    def _record(self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame) -> None:
+    def _record(self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame, sinks: bool) -> None:
         A = A if self.grad else A.detach()
         rows = self._choose(A.full_shape[2])
         measured = A.statistics(rows, received=self._measures("received") and rows is None)
@@ -206,7 +206,7 @@ class Watch(AbstractContextManager[Seen]):
             role="cross" if cross else "self",
             how=how,
             shape=A.full_shape,
-            statistics=measured.only(self._measures),
+            statistics=measured.only(lambda name: self._measures(name) and (sinks or name != "sink")),
             rows=rows,
             padding=hidden if hidden is None or rows is None else hidden[:, rows],
             map=A.detach(copy=True) if self._keep else None,

@@ -1,0 +1,506 @@
+"""Watching any model: what attends is found, measured as its dense weights say, and not changed by a bit."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import clearhead as ch
+from clearhead.errors import InputError
+from clearhead.observe import watch
+
+E, H, D = 24, 4, 6
+
+
+def heads(x, h=H):
+    return x.unflatten(-1, (h, -1)).transpose(1, 2)
+
+
+def entropy(weights):
+    return torch.special.entr(weights.double()).sum(-1)
+
+
+def dense(q, k, allowed=None, bias=None, scale=None):
+    """The weights of softmax attention in float64."""
+    s = q.double() @ k.double().repeat_interleave(q.shape[1] // k.shape[1], 1).mT
+    s = s * (q.shape[-1] ** -0.5 if scale is None else scale)
+    s = s if bias is None else s + bias.double()
+    return (s if allowed is None else s.masked_fill(~allowed, -math.inf)).softmax(-1)
+
+
+def sharp(module):
+    """Weights at which heads differ from uniform ones."""
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.dim() > 1:
+                p.mul_(3)
+    return module
+
+
+class Fused(nn.Module):
+    """Calls the fused function; options of the call as they come."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.qkv, self.options = nn.Linear(E, 3 * E), options
+
+    def split(self, x):
+        return (heads(part) for part in self.qkv(x).chunk(3, -1))
+
+    def forward(self, x):
+        q, k, v = self.split(x)
+        return F.scaled_dot_product_attention(q, k, v, **self.options).transpose(1, 2).flatten(2)
+
+
+class ByHand(Fused):
+    def forward(self, x):
+        q, k, v = self.split(x)
+        s = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(D)
+        if "mask" in self.options:
+            s = s.masked_fill(~self.options["mask"], float("-inf"))
+        self.kept = w = F.dropout(F.softmax(s.float(), dim=-1).to(q.dtype), 0.1, self.training)
+        return (w @ v).transpose(1, 2).flatten(2)
+
+
+class Batched(Fused):
+    """As written before there were four axes: samples and heads in one."""
+
+    num_heads = H
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = (part.reshape(b * H, n, D) for part in self.split(x))
+        w = torch.bmm(q / D**0.5, k.transpose(1, 2)).softmax(-1)
+        return torch.bmm(w, v).view(b, H, n, D).transpose(1, 2).flatten(2)
+
+
+class Einsum(Fused):
+    def forward(self, x):
+        q, k, v = self.split(x)
+        w = torch.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) * D**-0.5, -1)
+        return torch.einsum("bhqk,bhkd->bhqd", w, v).transpose(1, 2).flatten(2)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 9, E, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_fused_function_is_seen_however_it_is_imported(x):
+    model = sharp(nn.Sequential(Fused(), Fused(is_causal=True), Fused(scale=0.3)))
+    with watch(model) as seen:
+        model(x)
+    assert seen.names == ["0", "1", "2"]
+    at, causal = x, torch.ones(9, 9, dtype=torch.bool).tril()
+    for call, module, allowed, scale in zip(seen, model, (None, causal, None), (None, None, 0.3), strict=True):
+        q, k, _ = module.split(at)
+        expected = entropy(dense(q, k, allowed, scale=scale))
+        torch.testing.assert_close(call.statistics.entropy.double(), expected, rtol=1e-5, atol=1e-6)
+        at = module(at)
+
+
+def test_causal_calls_line_up_their_beginnings_as_pytorch_does(x):
+    class Shorter(Fused):
+        def forward(self, x):
+            q, k, v = self.split(x)
+            return F.scaled_dot_product_attention(q[:, :, :5], k, v, is_causal=True)
+
+    model = Shorter()
+    with watch(model) as seen:
+        model(x)
+    assert seen[0].statistics.visible[0, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_grouped_queries_masks_and_biases(x):
+    q, k = torch.randn(2, 4, 9, 6), torch.randn(2, 2, 9, 6)
+    allowed = torch.rand(2, 1, 9, 9) < 0.6
+    allowed[..., 0] = True
+    bias = torch.randn(1, 4, 9, 9)
+
+    class Grouped(nn.Module):
+        def forward(self, mask):
+            return F.scaled_dot_product_attention(q, k, k, attn_mask=mask, enable_gqa=True)
+
+    model = Grouped()
+    with watch(model) as seen:
+        model(allowed)
+        model(bias)
+        model(torch.zeros(9, 9).masked_fill(~allowed[0, 0], -math.inf) + bias)
+    both = dense(q, k, allowed[:1].expand(2, -1, -1, -1), bias)
+    for call, weights in zip(seen, (dense(q, k, allowed), dense(q, k, bias=bias), both), strict=True):
+        torch.testing.assert_close(call.statistics.entropy.double(), entropy(weights), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [ByHand, Batched, Einsum])
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_written_by_hand(kind, training, x):
+    model = sharp(kind()).train(training)
+    with watch(model) as seen:
+        model(x)
+    (call,) = seen
+    assert (call.shape, call.role, call.how) == ((2, H, 9, 9), "self", "matmul, softmax, matmul")
+    q, k, _ = model.split(x)
+    torch.testing.assert_close(call.statistics.entropy.double(), entropy(dense(q, k)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_inside_handwritten_attention(x):
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+    model = sharp(ByHand(mask=mask))
+    with watch(model) as seen:
+        model(x)
+    q, k, _ = model.split(x)
+    assert seen[0].statistics.visible[1, 2].tolist() == list(range(1, 10))
+    torch.testing.assert_close(seen[0].statistics.entropy.double(), entropy(dense(q, k, mask)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_softmax_that_is_no_attention_is_none(x):
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(E, 7)
+
+        def forward(self, x):
+            return self.out(x).softmax(-1).log().sum()
+
+    class Mixture(Classifier):
+        """Weights that are no products of queries and keys, times values."""
+
+        def forward(self, x):
+            return self.out(x).softmax(-1) @ torch.ones(7, E)
+
+    with watch(Classifier()) as seen:
+        Classifier()(x)
+    model = Classifier()
+    with watch(model) as seen:
+        model(x)
+    assert (len(seen), seen.unseen) == (0, {})
+    model = Mixture()
+    with watch(model) as seen:
+        model(x)
+    assert len(seen) == 0
+    assert "no product of queries and keys" in seen.unseen["Mixture"]
+
+
+# torch's own modules
+
+
+def multi_head_weights(module, query, key, **call):
+    return module(query, key, key, need_weights=True, average_attn_weights=False, **call)[1]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 10, "vdim": 10}], ids=str
+)
+@pytest.mark.parametrize("masked", ["none", "padding", "causal", "float", "each head", "both"])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_multihead_attention(batch_first, options, masked, need_weights):
+    torch.manual_seed(0)
+    module = sharp(nn.MultiheadAttention(E, H, batch_first=batch_first, **options)).eval()
+    query = torch.randn(2, 5, E)
+    key = torch.randn(2, 7, options.get("kdim", E)) if "kdim" in options or masked in ("none", "padding") else query
+    call, n = {}, key.shape[1]
+    if masked in ("padding", "both"):
+        call["key_padding_mask"] = torch.arange(n) >= torch.tensor([[n], [n - 2]])
+    if masked in ("causal", "both"):
+        call["attn_mask"] = torch.ones(5, n, dtype=torch.bool).triu(n - 5 + 1)
+    if masked == "float":
+        call["attn_mask"] = torch.randn(5, n)
+    if masked == "each head":
+        call["attn_mask"] = torch.randn(2 * H, 5, n)
+    cross = key is not query
+    if not batch_first:
+        query, key = query.transpose(0, 1), key.transpose(0, 1)
+        key = key if cross else query
+    with torch.no_grad():
+        before = module(query, key, key, need_weights=need_weights, **call)[0]
+        with watch(module) as seen:
+            after = module(query, key, key, need_weights=need_weights, **call)[0]
+        weights = multi_head_weights(module, query, key, **call)
+    assert torch.equal(before, after)
+    assert seen[0].role == ("cross" if cross else "self")
+    assert seen[0].shape == tuple(weights.shape)
+    rows = ~entropy(weights).isnan()
+    torch.testing.assert_close(seen[0].statistics.entropy.double()[rows], entropy(weights)[rows], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen[0].statistics.received.double(), weights.double().sum(-2), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*")
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_transformer_encoders_and_their_fast_path(norm_first, training, padded, x):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(E, H, 32, dropout=0.0, batch_first=True, norm_first=norm_first)
+    model = sharp(nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first)).train(training)
+    call = {"src_key_padding_mask": torch.arange(9) >= torch.tensor([[9], [6]])} if padded else {}
+    with torch.set_grad_enabled(training):
+        before = model(x, **call)
+        with watch(model) as seen:
+            after = model(x, **call)
+    assert torch.equal(before, after)
+    assert seen.names == ["layers.0.self_attn", "layers.1.self_attn"]
+    at = x
+    for call_seen, one in zip(seen, model.layers, strict=True):
+        h = one.norm1(at) if norm_first else at
+        mask = call.get("src_key_padding_mask")
+        weights = multi_head_weights(one.self_attn, h, h, key_padding_mask=mask)
+        real = torch.ones(2, 9, dtype=torch.bool) if mask is None else ~mask
+        rows = real[:, None].expand(2, H, 9)
+        got = call_seen.statistics.entropy.double()[rows]
+        torch.testing.assert_close(got, entropy(weights)[rows], rtol=1e-4, atol=1e-5)
+        if padded:
+            assert torch.equal(~call_seen.padding.expand(2, 9), real)
+        at = one.eval()(at, src_key_padding_mask=mask)
+
+
+def test_a_whole_transformer(x):
+    model = nn.Transformer(E, H, 1, 1, 32, batch_first=True).eval()
+    with watch(model) as seen:
+        model(x, x[:, :4], tgt_mask=nn.Transformer.generate_square_subsequent_mask(4))
+    assert [(call.name, call.role) for call in seen] == [
+        ("encoder.layers.0.self_attn", "self"),
+        ("decoder.layers.0.self_attn", "self"),
+        ("decoder.layers.0.multihead_attn", "cross"),
+    ]
+    assert seen[1].statistics.visible[0, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_the_function_behind_multihead_attention(x):
+    class Own(nn.MultiheadAttention):
+        """A subclass is no exact type: its forward may do anything."""
+
+        def forward(self, x):
+            x = x.transpose(0, 1)
+            return F.multi_head_attention_forward(
+                x, x, x, self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias, None, None, False, 0.0,
+                self.out_proj.weight, self.out_proj.bias,
+            )[0]  # fmt: skip
+
+    model = sharp(Own(E, H)).eval()
+    with watch(model) as seen:
+        model(x)
+    t = x.transpose(0, 1)
+    weights = F.multi_head_attention_forward(
+        t, t, t, E, H, model.in_proj_weight, model.in_proj_bias, None, None, False, 0.0, model.out_proj.weight,
+        model.out_proj.bias, average_attn_weights=False,
+    )[1]  # fmt: skip
+    torch.testing.assert_close(seen[0].statistics.entropy.double(), entropy(weights), rtol=1e-5, atol=1e-6)
+
+
+# Clearhead's own
+
+
+def test_own_modules_and_maps(x):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = ch.nn.SelfAttention(E, H, mechanism=ch.Softmax(ch.causal()))
+            self.memory = ch.nn.CrossAttention(E, H)
+            self.local = ch.Softmax(ch.window(2))
+
+        def forward(self, x, lengths):
+            x = self.memory(self.attention(x, lengths), x, lengths)
+            q = heads(x)
+            y = self.local(q, q) @ q
+            return y + ch.attend(q, q, q, ch.causal()) + ch.attend(q, q, q)
+
+    model, lengths = Mixed(), torch.tensor([9, 5])
+    before = model(x, lengths)
+    with watch(model) as seen:
+        after = model(x, lengths)
+    assert torch.equal(before, after)
+    assert [call.name for call in seen] == ["attention", "memory", "Mixed", "Mixed", "Mixed"]
+    assert [call.role for call in seen] == ["self", "cross", "self", "self", "self"]
+    A = model.attention.map(x, lengths)
+    torch.testing.assert_close(seen[0].statistics.entropy, A.statistics().entropy, equal_nan=True)
+    assert bool(seen[0].statistics.entropy[1, :, 5:].isnan().all())
+    assert seen[1].statistics.distance is None
+    assert [call.turn for call in seen if call.name == "Mixed"] == [0, 1, 2]
+
+
+# when a model runs
+
+
+def test_recomputation_is_not_seen_twice_and_gradients_are_the_same(x):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = ByHand()
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    torch.manual_seed(0)
+    model = Checkpointed().train()
+    gradients = []
+    for watching in (False, True):
+        model.zero_grad()
+        torch.manual_seed(1)
+        if watching:
+            with watch(model) as seen:
+                model(x).square().sum().backward()
+        else:
+            model(x).square().sum().backward()
+        gradients.append(model.inner.qkv.weight.grad.clone())
+    assert torch.equal(*gradients)
+    assert len(seen) == 1
+
+
+def test_calls_of_successive_steps_are_joined_along_rows(x):
+    torch.manual_seed(0)
+    layer = sharp(ch.nn.SelfAttention(E, H, mechanism=ch.Softmax(ch.causal())))
+    cache = layer.mechanism.cache()
+    with torch.no_grad(), watch(layer) as seen:
+        layer(x[:, :4], cache=cache)
+        for i in range(4, 9):
+            layer(x[:, i : i + 1], cache=cache)
+    with torch.no_grad(), watch(layer) as whole:
+        layer(x)
+    assert [call.step for call in seen] == list(range(6))
+    joined = seen["SelfAttention"][0]
+    assert joined.shape == (2, H, 9, 9)
+    for name in ("entropy", "distance", "max_logit", "sink", "visible", "received"):
+        a, b = getattr(joined.statistics, name), getattr(whole[0].statistics, name)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_exception_leaves_nothing_behind(x):
+    class Broken(Fused):
+        def forward(self, x):
+            super().forward(x)
+            raise RuntimeError("inside")
+
+    model = nn.Sequential(Fused(), Broken())
+    hooks = len(torch.nn.modules.module._global_forward_hooks)
+    with pytest.raises(RuntimeError, match="inside"), watch(model) as seen:
+        model(x)
+    assert len(seen) == 2
+    assert len(torch.nn.modules.module._global_forward_hooks) == hooks
+    assert not torch.overrides._get_current_function_mode_stack()
+    with watch(model) as seen:
+        with pytest.raises(RuntimeError):
+            model(x)
+        model[0](x)
+    assert [call.step for call in seen] == [0, 0, 1]
+
+
+def test_other_models_and_other_modes_in_the_block(x):
+    model, other = Fused(), Fused()
+    with watch(model) as seen:
+        other(x)
+        with torch.device("cpu"):
+            model(x)
+        F.scaled_dot_product_attention(heads(x), heads(x), heads(x))
+    assert seen.names == ["Fused"]
+    assert len(seen) == 1
+
+
+def test_watches_can_be_nested(x):
+    model = nn.Sequential(Fused(), ByHand())
+    with watch(model) as outer, watch(model[1]) as inner:
+        model(x)
+    assert (len(outer), len(inner)) == (2, 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_parts_run_compiled_and_are_listed(x):
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append("compiled")
+        return lambda *args: (calls.append("ran"), graph(*args))[1]
+
+    model = nn.Sequential(Fused(), Fused(), Fused()).eval()
+    model[1] = torch.compile(model[1], backend=backend)
+    model[2].compile(backend=backend)
+    with torch.no_grad():
+        before = model(x)
+        compiled = calls.count("compiled")
+        assert compiled >= 1
+        with watch(model) as seen:
+            after = model(x)
+        assert torch.equal(before, after)
+        assert seen.names == ["0"]
+        assert set(seen.unseen) == {"1", "2"}
+        assert "compiled" in seen.unseen["1"]
+        ran = calls.count("ran")
+        assert ran == 4
+        with watch(model, compiled="eager") as seen:
+            model(x)
+        assert len(seen) == 3
+        assert not seen.unseen
+        assert calls.count("ran") == ran
+        model(x)
+    assert calls.count("compiled") == compiled
+    assert calls.count("ran") == ran + 2
+
+
+# what is chosen
+
+
+def test_statistics_rows_layers_and_maps_are_chosen(x):
+    model = sharp(nn.Sequential(Fused(), Fused()))
+    with watch(model, statistics=["entropy", "sink"], rows=[0, 4], layers="1", keep_maps=True) as seen:
+        model(x)
+    (call,) = seen
+    assert call.name == "1"
+    assert call.rows.tolist() == [0, 4]
+    assert call.statistics.entropy.shape == (2, H, 2)
+    assert call.statistics.max_logit is None
+    q, k, _ = model[1].split(model[0](x))
+    torch.testing.assert_close(call.map.weights().double(), dense(q, k), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        call.statistics.entropy.double(), entropy(dense(q, k))[:, :, [0, 4]], rtol=1e-5, atol=1e-6
+    )
+    with watch(model, rows=3) as sample, torch.random.fork_rng():
+        model(x)
+    assert len(sample[0].rows) == 3
+    assert sample[0].statistics.received is None
+
+
+def test_kept_maps_are_those_of_their_time(x):
+    class InPlace(Fused):
+        def forward(self, x):
+            q, k, v = self.split(x)
+            out = F.scaled_dot_product_attention(q, k, v)
+            k.zero_()
+            return out
+
+    model = sharp(InPlace())
+    with torch.no_grad(), watch(model, keep_maps=True) as seen:
+        model(x)
+    q, k, _ = model.split(x)
+    torch.testing.assert_close(seen[0].map.weights().double(), dense(q, k), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Fused, ByHand])
+def test_statistics_with_gradients(kind, x):
+    model = sharp(kind()).eval()
+    with watch(model, grad=True) as seen:
+        model(x)
+    seen[0].statistics.entropy.mean().backward()
+    got = model.qkv.weight.grad.clone()
+    model.zero_grad()
+    q, k, _ = model.split(x)
+    torch.special.entr((q @ k.mT / D**0.5).softmax(-1)).sum(-1).mean().backward()
+    torch.testing.assert_close(got, model.qkv.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": "encoder.layer.9"}, "has no module 'encoder.layer.9'"),
+        ({"statistics": ["entropie"]}, "did you mean 'entropy'"),
+        ({"rows": 0}, "rows is 0"),
+        ({"compiled": "yes"}, "'skip' or 'eager'"),
+    ],
+)
+def test_wrong_input(options, words, unchecked):
+    with pytest.raises(InputError, match=words):
+        watch(nn.Sequential(Fused()), **options)
+    with pytest.raises(InputError, match="needs a torch.nn.Module, not a function"):
+        watch(heads)
