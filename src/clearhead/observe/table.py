@@ -160,7 +160,8 @@ def _meanings(found: list[Record], shown: list[str], missing: list[str], by_head
     kinds = [f"{', '.join(means)}: means"] * bool(means) + [f"{', '.join(peaks)}: greatest"] * bool(peaks)
     notes = ["; ".join(kinds)]
     if not by_head:
-        notes.append("a..b: the layer's lowest and highest head; numbers behind a rule are its heads")
+        numbers = "; numbers behind a rule are its heads" if any(record["health"] for record in found) else ""
+        notes.append(f"a..b: the layer's lowest and highest head{numbers}")
     if any(record[name] is None for record in found for name in shown):
         notes.append("-: not measured")
     notes += [f"not measured: {', '.join(map(_title, missing))}"] * bool(missing)
