@@ -71,7 +71,7 @@ def read(weights: Any, name: str = "weights", alone: bool = True, choice: Choice
 
     def three(x: Any) -> np.ndarray:
         """(..., a, b) of all samples and heads as the chosen heads' (H, a, b)."""
-        x = _array(x, name)
+        x = array(x, name)
         return x.reshape(*_four(shape)[:2], *x.shape[-2:])[kept]
 
     if pools and choice.hide_sinks is False:
@@ -93,12 +93,12 @@ def read(weights: Any, name: str = "weights", alone: bool = True, choice: Choice
     return replace(heads, received=pool(received, w, -1, heads.hidden), entropy=pool(entropy, h, -1, known=True))
 
 
-def check_labels(labels: Sequence[str] | None, count: int, argument: str, axis: str) -> None:
+def check_labels(
+    labels: Sequence[Any] | None, count: int, argument: str, axis: str, whole: str = "the weights have"
+) -> None:
     """Raise ShapeError unless there is one label for each of the `count` positions of `axis` (or none at all)."""
     if labels is not None and len(labels) != count:
-        raise ShapeError(
-            f"{argument}: {len(labels)} labels, but the weights have {count} {axis}; give one label for each"
-        )
+        raise ShapeError(f"{argument}: {len(labels)} labels, but {whole} {count} {axis}; give one label for each")
 
 
 def _blocks(positions: int, limit: int) -> int:
@@ -175,7 +175,8 @@ def _sums(weights: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.where(known, weights, 0).sum(-2), np.where(rows, entropy, np.nan)
 
 
-def _array(values: Any, name: str) -> np.ndarray:
+def array(values: Any, name: str) -> np.ndarray:
+    """`values`, a tensor or whatever NumPy reads, as an array of floats; InputError where they are no real numbers."""
     if hasattr(values, "detach"):  # a tensor: NumPy knows no bfloat16, and takes nothing that wants a gradient
         values = values.detach().cpu()
         values = (values.float() if values.dtype.itemsize < 4 else values).numpy()

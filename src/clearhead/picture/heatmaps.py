@@ -13,8 +13,7 @@ from clearhead.errors import InputError
 from clearhead.picture.heads import Choice, Heads, Keys, read
 from clearhead.picture.layout import Layout
 from clearhead.picture.panel import NUMBERED, Panel, draw, draw_marginals, scale, write_numbers
-from clearhead.picture.sheet import EDGE
-from clearhead.picture.ticks import MUTED, visible
+from clearhead.picture.ticks import visible
 
 Labels = Sequence[str] | None
 
@@ -118,16 +117,13 @@ def _drawn(
     for i, line in enumerate(lines):
         for j, panel in enumerate(line):
             axes = layout.place(sheet, i, j)
-            image = draw(axes, panel, colours)
+            draw(axes, panel, colours)
             if most is not None:
                 draw_marginals(axes, panel, most, layout.lengths(i))
     if layout.alone and max(panels[0].values.shape) <= NUMBERED:
         write_numbers(axes, panels[0], colours)
-    bar = sheet.colorbar(image, cax=layout.place_scale(sheet), extend=colours.extend)
     pooled = any(panel.values.shape != (panel.queries, panel.keys) for panel in panels)
-    bar.set_label("attention weight" + (", mean of a cell" if pooled else ""), fontsize=9, color=MUTED)
-    bar.outline.set(edgecolor=EDGE, linewidth=0.6)
-    bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
+    colours.show(sheet, layout.place_scale(sheet), "attention weight" + (", mean of a cell" if pooled else ""))
     layout.write(sheet)
     return sheet
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm, Colormap, LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from clearhead.errors import InputError
 from clearhead.picture.colour import LIGHT, NOT_FINITE
+from clearhead.picture.scale import Scale, one_sided, two_sided
 from clearhead.picture.sheet import EDGE
-from clearhead.picture.ticks import INK, MUTED
+from clearhead.picture.ticks import MUTED
 
 HIDDEN: dict[str, Any] = {"facecolor": "#f4f3f7", "edgecolor": EDGE, "hatch": "\\\\\\\\", "linewidth": 0}
 HATCH: dict[str, Any] = {"facecolor": NOT_FINITE, "edgecolor": "white", "hatch": "/////"}
@@ -52,15 +53,6 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """From weights to colours, the same for all panels of a figure; `extend` is "min" where smaller weights exist."""
-
-    norm: Normalize
-    colours: Colormap
-    extend: str = "neither"
-
-
-@dataclass(frozen=True)
 class Bars:
     """How long the longest bars of the marginals are, of the cells' height and width, and whether they are `named`."""
 
@@ -73,7 +65,7 @@ def scale(panels: list[Panel], log: bool) -> Scale:
     """The scale that shows all weights of `panels`; InputError for a logarithm of negative ones."""
     values = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0)) or 1.0
-    colours = LinearSegmentedColormap.from_list("attention", LIGHT)
+    colours = one_sided()
     if log and low < 0:
         raise InputError(
             f"log: the smallest weight is {low:.3g}, but a logarithmic scale has no place for negative ones"
@@ -84,7 +76,7 @@ def scale(panels: list[Panel], log: bool) -> Scale:
         least = least if least < high else high / 10
         return Scale(LogNorm(least, high), colours, "min" if (values < least).any() else "neither")
     if low < 0:  # not a share of attention: two-sided, with zero in the middle
-        return Scale(CenteredNorm(halfrange=max(-low, high)), _two_sided())
+        return Scale(CenteredNorm(halfrange=max(-low, high)), two_sided())
     return Scale(Normalize(0.0, high), colours)
 
 
@@ -163,10 +155,4 @@ def write_numbers(axes: Axes, panel: Panel, scale: Scale) -> None:
     style = ".1g" if isinstance(scale.norm, LogNorm) else ".2f"
     for (i, j), value in np.ndenumerate(panel.values):
         if np.isfinite(value) and value >= least:
-            red, green, blue, _ = scale.colours(scale.norm(value))
-            ink = INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.55 else "white"
-            axes.text(j, i, format(value, style), ha="center", va="center", color=ink, fontsize=7)
-
-
-def _two_sided() -> Colormap:
-    return LinearSegmentedColormap.from_list("signed", ("#7a2b08", "#e08f4f", *LIGHT[:1], LIGHT[5], LIGHT[10]))
+            axes.text(j, i, format(value, style), ha="center", va="center", color=scale.ink(value), fontsize=7)

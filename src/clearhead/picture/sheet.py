@@ -6,8 +6,10 @@ It is matplotlib's own figure, free of pyplot and its global state, so that it w
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -18,6 +20,7 @@ from clearhead.picture.ticks import INK, MUTED, drawable
 
 EDGE = "#c9c8d1"
 TITLE = 11.0  # points
+LEGEND = 8.5
 LEADING = 1.35  # from line to line of a text, in its sizes
 
 
@@ -48,6 +51,15 @@ class Sheet(Figure):
         broken = "\n".join(lines(title, float(width) - 0.3, TITLE))
         self.write(float(width) / 2, 0.12, broken, TITLE, INK, ha="center", multialignment="center")
 
+    def explain(self, left: float, top: float, marks: Sequence[Artist]) -> None:
+        """What `marks` mean, by their labels, a line for each; they need the room that `explained` says."""
+        if not marks:
+            return
+        across, down = self.get_size_inches()
+        style: dict[str, Any] = {"borderpad": 0, "borderaxespad": 0, "labelspacing": 0.35, "handlelength": 1.6}
+        at = (left / across, 1 - top / down)
+        self.legend(handles=[*marks], loc="upper left", bbox_to_anchor=at, fontsize=LEGEND, frameon=False, **style)
+
     def _repr_png_(self) -> bytes:
         return png(self)
 
@@ -57,6 +69,11 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def explained(marks: Sequence[Artist]) -> float:
+    """The room that `marks` need below a picture, to be explained."""
+    return height(len(marks), LEGEND) + 0.1 if marks else 0.05
 
 
 def drawn(text: str) -> str:
@@ -93,6 +110,17 @@ def lines(text: str, width: float, size: float) -> list[str]:
             line = longer
         broken.append(line)
     return broken
+
+
+def spread(places: Sequence[float], apart: float, low: float, high: float) -> list[float]:
+    """`places` moved as little as keeps them `apart`, and within `low` to `high` where there is room for all."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = list(places)
+    for before, i in zip([None, *order], order, strict=False):
+        moved[i] = max(moved[i], low if before is None else moved[before] + apart)
+    for i, after in zip(order[::-1], [None, *order[::-1]], strict=False):
+        moved[i] = min(moved[i], high if after is None else moved[after] - apart)
+    return moved
 
 
 def shortened(text: str, width: float, size: float) -> str:

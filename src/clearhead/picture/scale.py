@@ -1,0 +1,130 @@
+"""From numbers to colours: what is the same for every cell of a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import AsinhNorm, Colormap, LinearSegmentedColormap, Normalize
+
+from clearhead.picture.colour import LIGHT
+from clearhead.picture.sheet import EDGE, Sheet
+from clearhead.picture.ticks import INK, MUTED
+
+FAR = 10.0  # times the typical magnitude: a number that large would leave all others without colour
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A norm, and the colours of 0 to 1; `extend` is "min" where smaller numbers exist than have a colour."""
+
+    norm: Normalize
+    colours: Colormap
+    extend: str = "neither"
+
+    @property
+    def linear_width(self) -> float | None:
+        """Up to where a compressed scale is linear; None where all of it is."""
+        return self.norm.linear_width if isinstance(self.norm, AsinhNorm) else None
+
+    @property
+    def ticks(self) -> list[float] | None:
+        """Zero and powers of ten, far enough from each other to be read, on a compressed scale."""
+        if not isinstance(self.norm, AsinhNorm) or self.norm.vmin is None or self.norm.vmax is None:
+            return None
+        first, far = math.ceil(math.log10(self.norm.linear_width)), self.norm.vmax
+        powers = [10.0**k for k in range(first, math.floor(math.log10(far)) + 1)]
+        powers = powers[:: -(-len(powers) // 6)]
+        return [*(-power for power in powers[::-1] if -power >= self.norm.vmin), 0.0, *powers]
+
+    def colour(self, value: Any) -> Any:
+        return self.colours(self.norm(value))
+
+    def ink(self, value: Any) -> str:
+        """What can be read on the colour of `value`."""
+        red, green, blue, _ = self.colour(value)
+        return INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.55 else "white"
+
+    def show(self, sheet: Sheet, axes: Axes, words: str) -> None:
+        """The bar that says which colour is which number."""
+        bar = sheet.colorbar(ScalarMappable(self.norm, self.colours), cax=axes, extend=self.extend)
+        if self.ticks is not None:
+            bar.set_ticks(self.ticks, labels=[*map(power, self.ticks)], minor=False)
+            bar.minorticks_off()
+        bar.set_label(words, fontsize=9, color=MUTED, parse_math=False)
+        bar.outline.set(edgecolor=EDGE, linewidth=0.6)
+        bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a statistic is called, and the numbers that it can have at least and at most; None: any."""
+
+    words: str
+    low: float | None = None
+    high: float | None = None
+
+
+MEASURES = {
+    "entropy": Measure("entropy (nats)", 0.0),
+    "normalized_entropy": Measure("normalized entropy", 0.0, 1.0),
+    "sink": Measure("weight on the sink", 0.0, 1.0),
+    "max_weight": Measure("greatest weight", 0.0, 1.0),
+    "max_logit": Measure("greatest logit"),
+    "logsumexp": Measure("logsumexp of the logits"),
+    "distance": Measure("mean distance (positions)", 0.0),
+    "received": Measure("weight received", 0.0),
+    "visible": Measure("visible keys", 0.0),
+}
+
+
+def measure(name: str) -> Measure:
+    """What is known of the statistic `name`; other names are as good, and may have any number."""
+    return MEASURES.get(name, Measure(name.replace("_", " ")))
+
+
+def scale_of(values: np.ndarray, kind: Measure) -> Scale:
+    """The scale of a statistic: from zero, to its own limit where it has one; two-sided where there are negative ones.
+
+    It is compressed (asinh) where single numbers are so large that all others would look like zero.
+    """
+    known = values[np.isfinite(values)]
+    low, high = float(known.min(initial=0.0)), float(known.max(initial=0.0))
+    if kind.high is not None:
+        return Scale(Normalize(kind.low, kind.high, clip=True), one_sided())
+    far = max(-low, high) or 1.0
+    least, colours = (0.0, one_sided()) if low >= 0 else (-far, two_sided())
+    typical = float(np.median(abs(known[known != 0]))) if (known != 0).any() else far
+    if far > FAR * typical:
+        return Scale(AsinhNorm(typical, least, far), colours)
+    return Scale(Normalize(least, far), colours)
+
+
+def written(value: float) -> str:
+    """`value` in a cell, in about three digits; nothing where there is no number."""
+    if not np.isfinite(value):
+        return ""
+    size = abs(value)
+    if size >= 99999.5:
+        return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    text = f"{value:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}"
+    return "0.00" if text == "-0.00" else text
+
+
+def power(tick: float) -> str:
+    """A power of ten, its negative, or zero, in digits as long as these can be counted."""
+    return f"{tick:,.0f}" if tick == 0 or 1 <= abs(tick) < 1e6 else f"{tick:g}"
+
+
+def one_sided() -> Colormap:
+    """From zero, the background, to the most."""
+    return LinearSegmentedColormap.from_list("attention", LIGHT)
+
+
+def two_sided() -> Colormap:
+    """Zero in the middle: negative numbers in browns, which nothing else has."""
+    return LinearSegmentedColormap.from_list("signed", ("#7a2b08", "#e08f4f", *LIGHT[:1], LIGHT[5], LIGHT[10]))
