@@ -103,26 +103,24 @@ class Grid:
         """As HTML, for notebooks."""
         tables = "".join(map(self._html, self.sections))
         notes = "".join(f'<div style="white-space: pre-wrap">{escape(note)}</div>' for note in self.notes)
-        return f"<div><b>{escape(self.title)}</b>{tables}{notes}</div>"
+        return f'<div style="font-variant-numeric: tabular-nums"><b>{escape(self.title)}</b>{tables}{notes}</div>'
 
     def _html(self, section: Section) -> str:
-        sides = ["left" if column.words else "right" for column in self.columns]
-        head = "".join(
-            f'<th style="text-align: {side}">{escape(column.title)}</th>'
-            for side, column in zip(sides, self.columns, strict=True)
-        )
-        lines = []
-        for row in section.rows:
-            cells = zip(sides, row, strict=True)
-            styles = [
-                (f"text-align: {side}; white-space: pre-line; color: {_HTML.get(cell.style, 'inherit')}", cell)
-                for side, cell in cells
-            ]
-            lines.append("".join(f'<td style="{style}">{escape(cell.text)}</td>' for style, cell in styles))
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        caption = f'<caption style="text-align: left">{escape(section.heading)}</caption>' if section.heading else ""
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        def line(tag: str, cells: Sequence[Cell]) -> str:
+            both = zip(self.columns, cells, strict=True)
+            return f"<tr>{''.join(_html_cell(tag, column, cell) for column, cell in both)}</tr>"
+
+        head = line("th", [Cell(column.title) for column in self.columns])
+        body = "".join(line("td", row) for row in section.rows)
+        caption = f'<caption style="text-align: left">{escape(section.heading)}</caption>'
+        return f'<table style="margin: 0.8em 0">{caption}<thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
-_HTML = {"red": "#b3261e", "yellow": "#8a5a00", "green": "#1b6e3c", "dim": "#757575"}
-"""The colours of a terminal, dark enough for a white page."""
+def _html_cell(tag: str, column: Column, cell: Cell) -> str:
+    side, colour = "left" if column.words else "right", _HTML.get(cell.style, "inherit")
+    style = f"text-align: {side}; color: {colour}; white-space: pre-line; padding: 0 0 0 1em"
+    return f'<{tag} style="{style}">{escape(cell.text)}</{tag}>'
+
+
+_HTML = {"red": "#d0342c", "yellow": "#a67c00", "green": "#2e8b57", "dim": "#888888"}
+"""The colours of a terminal, to be read on white pages and on black ones."""

@@ -87,7 +87,8 @@ def top_received(
 ) -> list[Received]:
     """The `k` keys that received most, largest first, of all samples and heads or of those chosen.
 
-    Arguments and errors are those of `top_pairs`; a call needs no map where it measured what keys received.
+    Arguments and errors are those of `top_pairs`; a call needs no map where it measured what keys received. All rows
+    give, also those of padding where the model computes them.
     """
     sums = _sums(given)
     labels = _labels(keys, "keys", len(sums), sums.shape[-1], lambda: (sums == 0).all(1))

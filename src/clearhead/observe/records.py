@@ -29,7 +29,8 @@ def records(seen: Seen) -> list[Record]:
 
     Keys of a record:
         name, role, turn, head: which head it is; `turn` counts the runs of a layer that shares its weights.
-        rows: how many rows say something. Padding, and rows that see nothing, are left out of everything.
+        rows: how many rows say something. Padding, and rows that see nothing, are left out of everything (but what keys
+            `received` was measured by the watch, of all rows that the model computed).
         one for each statistic: None where it was not measured, else a dictionary of `mean`, `std` (the spread of the
             rows, as a population), `min` and `max`, all NaN where no row defines it, and `worst`: the `value` that is
             lowest (entropies, visible keys) or highest (all others), with its `step` (the forward pass; the first of
@@ -90,10 +91,9 @@ def values(call: Call, name: str) -> Tensor | None:
     x = x.detach().to("cpu", torch.float64)
     if name == "visible":
         x = x.masked_fill(x == 0, math.nan)
-    hidden = call.padding
-    if hidden is None or (name == "received" and call.rows is not None):
-        return x
-    return x.masked_fill(hidden.cpu()[:, None], math.nan)  # of self-attention: a padding query is a padding key
+    # in self-attention a query that is padding is a key that is padding, unless rows are a sample or of several steps
+    hidden = None if name == "received" and (call.rows is not None or call.shape[2] != call.shape[3]) else call.padding
+    return x if hidden is None else x.masked_fill(hidden.cpu()[:, None], math.nan)
 
 
 def _layers(calls: Sequence[Call]) -> list[list[Call]]:

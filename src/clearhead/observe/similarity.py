@@ -13,8 +13,8 @@ from clearhead.errors import InputError
 from clearhead.observe.calls import Call
 from clearhead.observe.kept import Mapped, kept, padding_of, position
 
-HELD = 1 << 22
-"""Weights held at a time: 16 MiB in float32."""
+HELD = 1 << 20
+"""Weights held at a time: 8 MiB in float64."""
 
 
 @torch.no_grad()
