@@ -21,6 +21,9 @@ STATISTICS = tuple(field.name for field in fields(Statistics))
 LOWEST = frozenset({"entropy", "normalized_entropy", "visible"})
 """Statistics whose worst row is the lowest; of all others it is the highest."""
 
+GIVEN = frozenset({"entropy", "max_weight", "sink"})
+"""Statistics that say nothing where a row sees a single key, whatever the head does: such a row is not the worst."""
+
 Record = dict[str, Any]
 
 
@@ -34,7 +37,8 @@ def records(seen: Seen) -> list[Record]:
         one for each statistic: None where it was not measured, else a dictionary of `mean`, `std` (the spread of the
             rows, as a population), `min` and `max`, all NaN where no row defines it, and `worst`: the `value` that is
             lowest (entropies, visible keys) or highest (all others), with its `step` (the forward pass; the first of
-            those that were joined), `sample` and `row` (for `received` its `key`).
+            those that were joined), `sample` and `row` (for `received` its `key`). For entropy, max_weight and sink
+            that row sees several keys.
         health, layer_health: what the rules of `check` found of this head, and of its layer as a whole: dictionaries of
             `rule`, `severity` and `sentence`.
     """
@@ -149,25 +153,33 @@ def _summaries(calls: list[Call], name: str) -> list[Record | None]:
     x = _together(calls, name)
     if x is None:
         return [None] * calls[0].heads
+    visible = _together(calls, "visible") if name in GIVEN else None
+    choosing = x if visible is None else x.masked_fill(visible < 2, math.nan)
     summaries: list[Record | None] = []
-    for numbers, at in zip(*_reduced(x, name in LOWEST), strict=True):
-        worst = None if at is None else {**_place(calls, name, at), "value": float(x[len(summaries), at])}
+    for head, (numbers, at) in enumerate(zip(_numbers(x), _worst(choosing, name in LOWEST), strict=True)):
+        worst = None if at is None else {**_place(calls, name, at), "value": float(x[head, at])}
         summaries.append({**numbers, "worst": worst})
     return summaries
 
 
-def _reduced(x: Tensor, lowest: bool) -> tuple[list[dict[str, float]], list[int | None]]:
-    """Mean, spread and extremes of each row of `x` (H, M), and where its worst value lies; NaN is left out."""
+def _numbers(x: Tensor) -> list[dict[str, float]]:
+    """Mean, spread and extremes of each row of `x` (H, M), NaN left out."""
     if not x.shape[-1]:
         x = x.new_full((len(x), 1), math.nan)
     blank, mean = x.isnan(), x.nanmean(-1)
-    low, high = x.masked_fill(blank, math.inf), x.masked_fill(blank, -math.inf)
-    parts = (mean, (x - mean[:, None]).square().nanmean(-1).sqrt(), low.amin(-1), high.amax(-1))
-    none = blank.all(-1)
-    rows = torch.stack(parts, -1).masked_fill(none[:, None], math.nan).tolist()
-    worst = (low.argmin(-1) if lowest else high.argmax(-1)).tolist()
-    numbers = [dict(zip(("mean", "std", "min", "max"), row, strict=True)) for row in rows]
-    return numbers, [None if nothing else at for nothing, at in zip(none.tolist(), worst, strict=True)]
+    low, high = x.masked_fill(blank, math.inf).amin(-1), x.masked_fill(blank, -math.inf).amax(-1)
+    parts = (mean, (x - mean[:, None]).square().nanmean(-1).sqrt(), low, high)
+    rows = torch.stack(parts, -1).masked_fill(blank.all(-1, keepdim=True), math.nan).tolist()
+    return [dict(zip(("mean", "std", "min", "max"), row, strict=True)) for row in rows]
+
+
+def _worst(x: Tensor, lowest: bool) -> list[int | None]:
+    """Where the lowest or the highest value of each row of `x` (H, M) lies; None where there is none."""
+    if not x.shape[-1]:
+        return [None] * len(x)
+    filled = x.masked_fill(x.isnan(), math.inf if lowest else -math.inf)
+    at = (filled.argmin(-1) if lowest else filled.argmax(-1)).tolist()
+    return [None if nothing else i for i, nothing in zip(at, x.isnan().all(-1).tolist(), strict=True)]
 
 
 def _place(calls: list[Call], name: str, at: int) -> Record:
