@@ -92,3 +92,24 @@ def test_self_attention_compiles_and_exports():
     done = subprocess.run([sys.executable, "-W", "ignore", str(path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["compiled", "exported"]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_tiles_side_by_side_give_what_one_thread_gives(inference):
+    """Four samples of 300 keys are many tiles; with inference tensors, which only inference mode may write."""
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(1)
+            with torch.inference_mode(inference):
+                q, k, v = (torch.randn(4, 4, 300, 16) for _ in range(3))
+                A = ch.Softmax(ch.causal() & ch.window(150))(q, k, lengths=torch.tensor([300, 1, 200, 0]))
+                out, stats = A.apply(v, dropout=0.3, statistics=True)
+                found.append([out, stats.entropy, stats.distance, A.statistics().received])
+    finally:
+        torch.set_num_threads(before)
+    for one, many in zip(*found, strict=True):
+        torch.testing.assert_close(many, one, rtol=1e-6, atol=1e-6, equal_nan=True)

@@ -21,8 +21,9 @@ RAW = ("logsumexp", "max_logit", "entropy", "sink", "distance", "visible")
 class Rows:
     """softmax(logits) = exp(logits - shift) / total.
 
-    `logits` are shifted already and -inf where unseen; `products` are those before the bias. A row that sees nothing
-    has exp 0 and total 1, so its weights are 0; `blank` marks such rows, None where there can be none.
+    `logits` are shifted already, and hugely negative where unseen: with the weight 0 that they have there they give 0,
+    as -inf would not. `products` are those before the bias. A row that sees nothing has exp 0 and total 1, so its
+    weights are 0; `blank` marks such rows, None where there are none.
     """
 
     tile: Tile
@@ -38,11 +39,6 @@ class Rows:
     def weights(self) -> Tensor:
         return self.exp / self.total
 
-    @property
-    def seen_logits(self) -> Tensor:
-        """The shifted logits with 0 where unseen, where a weight of 0 times -inf would be NaN."""
-        return self.logits if self.pairs is None else self.logits.masked_fill(~self.pairs, 0)
-
 
 def softmax_rows(
     tile: Tile, q: Tensor, k: Tensor, score: Score, visible: Visible, logsumexp: Tensor | None = None
@@ -53,18 +49,21 @@ def softmax_rows(
     """
     products = score.products(q, k)
     pairs = tile.pairs(visible)
-    # from here on in place, as far as nothing else needs the tensor: a pass over a tile costs as much as its product
+    # from here on in place, as far as nothing else needs the tensor: a pass over a tile costs a tenth of its product
     logits = products if score.softcap is None else products.clone()
     if score.bias is not None:
         bias = tile.of(score.bias)
         logits = products + bias
         shown = bias != -math.inf
         pairs = shown if pairs is None else pairs & shown
+    unseen = torch.finfo(logits.dtype).min / 4
     if pairs is not None:
-        logits.masked_fill_(~pairs, -math.inf)
+        logits.masked_fill_(~pairs, unseen)
     # softmax does not depend on the shift, so no gradient goes through it
     shift = logits.detach().amax(-1, keepdim=True) if logsumexp is None else logsumexp[..., None]
-    blank = None if pairs is None else shift == -math.inf
+    blank = None if pairs is None else shift <= unseen
+    if blank is not None and not bool(blank.any()):
+        blank = None
     if blank is not None:
         shift = shift.masked_fill(blank, 0)
     exp = logits.sub_(shift).exp()
@@ -74,30 +73,66 @@ def softmax_rows(
     return Rows(tile, pairs, products, logits, shift, exp, total, blank)
 
 
-def logsumexp(rows: Rows) -> Tensor:
-    """(b, h, r); -inf where a row sees nothing."""
-    lse = rows.shift + rows.total.log()
-    return (lse if rows.blank is None else lse.masked_fill(rows.blank, -math.inf)).squeeze(-1)
+def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
+    """The sums over the keys that `finish` turns into the RAW statistics of the rows, (RAW, b, h, r).
 
-
-def measure(rows: Rows, sinks: Tensor, distance: Tensor | None) -> Tensor:
-    """The RAW statistics of the rows, (RAW, b, h, r). `sinks` as in `sink_weight`; `distance` (b, h, r, K)."""
-    lse, total, top = logsumexp(rows), rows.total.squeeze(-1), rows.shift
+    `sinks` as in `sink_weight`; without `ways` distances are 0. Uses up `rows.logits`.
+    """
+    total, top = rows.total.squeeze(-1), rows.shift.squeeze(-1)
     if rows.blank is not None:
-        top = top.masked_fill(rows.blank, -math.inf)
-    count = lse.new_tensor(rows.logits.shape[-1]).expand_as(lse)
-    if rows.pairs is not None:
-        count = rows.pairs.sum(-1).to(lse.dtype).expand_as(lse)
+        top = top.masked_fill(rows.blank.squeeze(-1), -math.inf)
+    far = torch.zeros_like(total) if ways is None else ways.summed(rows.exp)
+    if rows.pairs is None:
+        count = torch.full_like(total, rows.logits.shape[-1])
+    else:
+        count = rows.pairs.sum(-1).to(total.dtype).expand_as(total)
+    dot = rows.logits.mul_(rows.exp).sum(-1)
+    return torch.stack([total, top, dot, sink_weight(rows, sinks), far, count])
+
+
+def finish(sums: Tensor) -> Tensor:
+    """The RAW statistics from the sums of all rows (RAW, B, H, Nq); -inf and NaN where a row sees nothing."""
+    total, top, dot, sink, far, count = sums
     # from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large
-    entropy = total.log() - (rows.exp * rows.seen_logits).sum(-1) / total
-    far = torch.zeros_like(lse) if distance is None else (rows.exp * distance).sum(-1) / total
-    return torch.stack([lse, top.squeeze(-1), entropy, sink_weight(rows, sinks), far, count])
+    return torch.stack([top + total.log(), top, total.log() - dot / total, sink / total, far / total, count])
+
+
+class Ways:
+    """How far it is from the queries of a tile, at positions q (b, h, r), to its keys, at k (b, h, K), by broadcasting.
+
+    Keys before all queries of the tile, or behind them, need no |·|: sums of exp and of exp times the way to the
+    tile's edge do, which one product gives. Those between are few.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype) -> None:
+        q, k = q.to(dtype), k.to(dtype)
+        first, last = q.amin(-1, keepdim=True), q.amax(-1, keepdim=True)
+        before, behind = (first - k).clamp(min=0), (k - last).clamp(min=0)
+        self._edges = torch.stack([(k <= first).to(dtype), before, (k > last).to(dtype), behind], -2)
+        one = torch.ones_like(q)
+        self._to_edges = torch.stack([q - first, one, last - q, one], -2)
+        between = (k > first) & (k <= last)
+        columns = between.flatten(0, -2).any(0).nonzero().squeeze(-1)
+        near = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 0)
+        self._columns = near
+        self._near = (q[..., :, None] - k[..., None, near]).abs_().mul_(between[..., None, near])
+
+    def summed(self, exp: Tensor) -> Tensor:
+        """Σ exp · |position of the query - position of the key|, (b, h, r)."""
+        sums = self._edges.expand(*exp.shape[:2], -1, -1).matmul(exp.mT)
+        total = sums.mul_(self._to_edges).sum(2)
+        if self._columns.stop > self._columns.start:
+            total += (exp[..., self._columns] * self._near).sum(-1)
+        return total
 
 
 def sink_weight(rows: Rows, sinks: Tensor) -> Tensor:
-    """The weight of the keys `sinks` (b or 1, S), summed, (b, h, r); NaN where the row sees none of them."""
+    """The sum of exp over the keys `sinks` (b or 1, S), (b, h, r); NaN where the row sees none of them."""
+    keys = rows.tile.keys
+    if sinks.numel() == 1 and rows.pairs is None and keys.start <= (first := int(sinks)) < keys.stop:
+        return rows.exp[..., first - keys.start]
     index, inside = _within(rows, sinks)
-    weight = (rows.exp.gather(-1, index) * inside).sum(-1) / rows.total.squeeze(-1)
+    weight = (rows.exp.gather(-1, index) * inside).sum(-1)
     if rows.pairs is not None:
         inside = inside & rows.pairs.expand_as(rows.logits).gather(-1, index)
     return weight.masked_fill(~inside.any(-1), math.nan)
@@ -121,7 +156,9 @@ def grad_logits(
     weights, g_lse = rows.weights, grad_raw[0, ..., None]
     if sinks is not None:
         _, _, g_entropy, g_sink, g_distance, _ = grad_raw[..., None].unbind(0)
-        log_weights = rows.seen_logits - rows.total.log()
+        log_weights = rows.logits - rows.total.log()
+        if rows.pairs is not None:
+            log_weights = log_weights.masked_fill_(~rows.pairs, 0)
         grad_weights = grad_weights - g_entropy * (log_weights + 1)
         index, inside = _within(rows, sinks)
         grad_weights = grad_weights.scatter_add(-1, index, g_sink * inside)

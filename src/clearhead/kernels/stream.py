@@ -7,16 +7,17 @@ Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv), out (B, H, Nq, D
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from clearhead.kernels.rows import RAW, grad_logits, logsumexp, measure, softmax_rows
+from clearhead.kernels.rows import RAW, Rows, Ways, finish, grad_logits, measure, softmax_rows
 from clearhead.kernels.score import Score, grouped, working_dtype
+from clearhead.kernels.side_by_side import side_by_side
 from clearhead.kernels.tiles import Tile, tiles
-from clearhead.kernels.visible import Visible
+from clearhead.kernels.visible import Visible, cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +44,27 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     k, v_wide, task = k.to(wide), v.to(wide), replace(task, visible=task.visible.placed())
     out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=q.device)
     raw = _unseen(q, wide, task)
-    received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
-    for i, tile in _tiles(q, k, task):
-        rows = softmax_rows(tile, q[tile.b, tile.h, tile.rows].to(wide), k[_keys(tile)], task.score, task.visible)
-        at = (tile.b, tile.h, tile.rows)
-        raw[(slice(None), *at)] = (
-            logsumexp(rows)[None] if task.sinks is None else measure(rows, task.sinks, _distance(tile, task, wide))
-        )
-        if task.received:
-            received[tile.b, tile.h, tile.keys] += rows.total.reciprocal().mT.matmul(rows.exp).squeeze(-2)
-        if v.shape[-1]:
-            values = v_wide[_keys(tile)]
-            sums = grouped(_dropped(rows.exp, task, i), values).matmul(values)
-            out[at] = (sums.view(*rows.exp.shape[:3], -1) / rows.total).to(v.dtype)
-    return out, raw, received
+
+    def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
+        received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
+        ways = _Ways(task, wide)
+        for i, tile in share:
+            at = (tile.b, tile.h, tile.rows)
+            rows = softmax_rows(tile, q[at].to(wide), k[_keys(tile)], task.score, task.visible)
+            if task.received:
+                received[tile.b, tile.h, tile.keys] += rows.total.reciprocal().mT.matmul(rows.exp).squeeze(-2)
+            if v.shape[-1]:
+                values = v_wide[_keys(tile)]
+                sums = grouped(_dropped(rows.exp, task, i), values).matmul(values)
+                out[at] = (sums.view(*rows.exp.shape[:3], -1) / rows.total).to(v.dtype)
+            raw[(slice(None), *at)] = (
+                _logsumexp(rows) if task.sinks is None else measure(rows, task.sinks, ways.of(tile))
+            )
+        return received
+
+    work_at_hand = list(_tiles(q, k, task))
+    parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
+    return out, raw if task.sinks is None else finish(raw), sum(parts[1:], parts[0])
 
 
 def backward(
@@ -76,7 +84,7 @@ def backward(
         g_weights = _dropped(g.matmul(values.mT).view_as(rows.exp), task, i)
         if task.received:
             g_weights = g_weights + g_received[tile.b, tile.h, None, tile.keys]
-        distance = _distance(tile, task, wide)
+        distance = _ways(tile, task, wide)
         g_logits = grad_logits(rows, g_weights, g_raw[(slice(None), *at)], task.sinks, distance)
         if bias is not None:
             part = tile.of(g_bias)
@@ -99,21 +107,46 @@ def _keys(tile: Tile) -> tuple[slice, slice, slice]:
 
 
 def _unseen(q: Tensor, wide: torch.dtype, task: Task) -> Tensor:
-    """The raw statistics of rows that see nothing."""
+    """What `measure` finds in rows that see nothing, or their logsumexp alone."""
     raw = torch.zeros(1 if task.sinks is None else len(RAW), *q.shape[:3], dtype=wide, device=q.device)
-    raw[0] = -math.inf
-    if task.sinks is not None:
-        raw[RAW.index("max_logit")] = -math.inf
-        raw[RAW.index("sink")] = math.nan
+    if task.sinks is None:
+        return raw.fill_(-math.inf)
+    raw[:2] = raw.new_tensor([1.0, -math.inf]).view(2, 1, 1, 1)
+    raw[RAW.index("sink")] = math.nan
     return raw
 
 
-def _distance(tile: Tile, task: Task, wide: torch.dtype) -> Tensor | None:
+def _logsumexp(rows: Rows) -> Tensor:
+    """(1, b, h, r); -inf where a row sees nothing."""
+    lse = rows.shift + rows.total.log()
+    return (lse if rows.blank is None else lse.masked_fill(rows.blank, -math.inf)).squeeze(-1)[None]
+
+
+class _Ways:
+    """The ways of each tile, or None where distances are not measured; tiles of other heads often have the same."""
+
+    def __init__(self, task: Task, wide: torch.dtype) -> None:
+        self._task, self._wide = task, wide
+        self._key: object = None
+        self._ways: Ways | None = None
+
+    def of(self, tile: Tile) -> Ways | None:
+        if not self._task.distance:
+            return None
+        q, k = self._task.visible.positions_of_queries(), self._task.visible.positions_of_keys()
+        key = (tile.b, tile.rows, tile.keys, tile.h if max(q.shape[1], k.shape[1]) > 1 else None)
+        if key != self._key:
+            at = cut(q, tile.b, tile.h, tile.rows), cut(k, tile.b, tile.h, tile.keys)
+            self._key, self._ways = key, Ways(*at, self._wide)
+        return self._ways
+
+
+def _ways(tile: Tile, task: Task, wide: torch.dtype) -> Tensor | None:
     """|position of the query - position of the key| over the tile, or None where it is not measured."""
     if not task.distance or task.sinks is None:
         return None
     q, k = task.visible.positions_of_queries(), task.visible.positions_of_keys()
-    return (tile.of(q[..., :, None]).to(wide) - tile.of(k[..., None, :]).to(wide)).abs()
+    return (tile.of(q[..., :, None]).to(wide) - tile.of(k[..., None, :]).to(wide)).abs_()
 
 
 def _dropped(x: Tensor, task: Task, index: int) -> Tensor:
