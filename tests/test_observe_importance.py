@@ -232,3 +232,24 @@ def test_the_least_important_heads_come_first():
         assert float(found[name][head]) == x
     with pytest.raises(InputError, match=r"no importance of 'encoder.layer.9.self'; did you mean"):
         found["encoder.layer.9.self"]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_multihead_attention_whose_heads_no_one_sees(batch_first):
+    """Against gates on the columns of the out projection, which is the same as gates on the heads."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(12, 3, batch_first=batch_first)
+    x = torch.randn(4, 5, 12)
+
+    def run(module, x):
+        y = x if batch_first else x.transpose(0, 1)
+        out = module(y, y, y)[0]
+        return (out if batch_first else out.transpose(0, 1)).square().mean((1, 2))
+
+    found = head_importance(layer, [x], run)["MultiheadAttention"]
+    expected = torch.zeros(3)
+    weight = layer.out_proj.weight
+    for sample in x:
+        (g,) = torch.autograd.grad(run(layer, sample[None]).sum(), weight)
+        expected += (weight * g).unflatten(1, (3, 4)).sum((0, 2)).abs().detach()
+    torch.testing.assert_close(found, expected / expected.norm(), rtol=1e-4, atol=1e-6)

@@ -504,3 +504,15 @@ def test_wrong_input(options, words, unchecked):
         watch(nn.Sequential(Fused()), **options)
     with pytest.raises(InputError, match="needs a torch.nn.Module, not a function"):
         watch(heads)
+
+
+def test_two_passes_are_two_and_padding_is_joined_with_the_steps():
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(E, H, batch_first=True)
+    x, hidden = torch.randn(2, 5, E), torch.arange(5) >= torch.tensor([[5], [3]])
+    with watch(layer) as seen:
+        for _ in range(2):
+            layer(x, x, x, key_padding_mask=hidden)
+        layer(x[:, :1], x, x)
+    assert [call.shape[2] for call in seen["MultiheadAttention"]] == [5, 5, 1]
+    assert "entropy" in str(seen)

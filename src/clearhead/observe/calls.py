@@ -146,12 +146,22 @@ def under(name: str, path: str) -> bool:
 
 
 def joined(calls: Sequence[Call]) -> list[Call]:
-    """The calls with those of successive forward passes put together along their rows, where they have the same
-    samples and heads."""
-    groups: dict[tuple[Any, ...], list[Call]] = {}
+    """The calls with the steps of one decoding put together along their rows: those of one module, samples and heads."""
+    groups: dict[tuple[Any, ...], list[list[Call]]] = {}
     for call in calls:
-        groups.setdefault((call.name, call.role, call.turn, call.shape[:2]), []).append(call)
-    return [group[0] if len(group) == 1 else _join(group) for group in groups.values()]
+        decodings = groups.setdefault((call.name, call.role, call.turn, call.shape[:2]), [])
+        if decodings and _continues(call, decodings[-1][-1]):
+            decodings[-1].append(call)
+        else:
+            decodings.append([call])
+    return [steps[0] if len(steps) == 1 else _join(steps) for group in groups.values() for steps in group]
+
+
+def _continues(call: Call, last: Call) -> bool:
+    """Is it the next step after `last`: more keys by its queries, or a single query of keys as many as before?"""
+    (_, _, n_queries, n_keys), before = call.shape, last.shape[3]
+    grows = n_keys == before + n_queries
+    return grows or (n_queries == 1 and n_keys == before and (call.role == "cross" or n_keys > 1))
 
 
 def _join(calls: list[Call]) -> Call:
@@ -163,13 +173,23 @@ def _join(calls: list[Call]) -> Call:
         if all(part is not None for part in parts):
             values[name] = _total(parts, n_keys) if name == "received" else torch.cat(parts, -1)
     starts = torch.tensor([0, *(call.shape[2] for call in calls)]).cumsum(0).tolist()
-    rows = None
+    rows = padding = None
     if any(call.rows is not None for call in calls):
-        rows = torch.cat(
-            [(torch.arange(c.shape[2]) if c.rows is None else c.rows) + at for c, at in zip(calls, starts, strict=False)]
-        )
+        rows = torch.cat([_row_numbers(call) + at for call, at in zip(calls, starts, strict=False)])
+    if any(call.padding is not None for call in calls):
+        padding = torch.cat([_padding(call) for call in calls], -1)
     shape = (*first.shape[:2], starts[-1], n_keys)
-    return replace(first, shape=shape, statistics=Statistics(**values), rows=rows, map=None)
+    return replace(first, shape=shape, statistics=Statistics(**values), rows=rows, padding=padding, map=None)
+
+
+def _row_numbers(call: Call) -> Tensor:
+    return torch.arange(call.shape[2]) if call.rows is None else call.rows % call.shape[2]
+
+
+def _padding(call: Call) -> Tensor:
+    """Which of the measured queries are padding, (B, R)."""
+    b, r = call.shape[0], call.shape[2] if call.rows is None else len(call.rows)
+    return torch.zeros(b, r, dtype=torch.bool) if call.padding is None else call.padding.cpu().expand(b, r)
 
 
 def _total(parts: list[Tensor], n_keys: int) -> Tensor:

@@ -36,12 +36,12 @@ class Frame:
 class Frames:
     """The modules of `model` that run, by thread, between `install` and `remove`.
 
-    `changed()` is called when another one is on top, and `done(frame, args, kwargs)` when one has computed its output
+    `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when one has computed its output
     and is still on top. A step is one call of the model, or of a part of it from outside.
     """
 
     def __init__(
-        self, model: nn.Module, changed: Callable[[], None], done: Callable[[Frame, Any, Any], None]
+        self, model: nn.Module, changed: Callable[[], None], done: Callable[[Frame, Any, Any, Any], None]
     ) -> None:
         self.paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
@@ -98,7 +98,7 @@ class Frames:
         while stack[-1].module is not module:  # left by an exception that ran no hook, such as Ctrl-C caught inside
             stack.pop()
         if len(rest) == 2:
-            self._done(stack[-1], args, rest[0])
+            self._done(stack[-1], args, *rest)
         stack.pop()
         self._changed()
 

@@ -73,8 +73,11 @@ class Gates:
         self._sums: dict[str, Tensor] = {}  # (H,), of |∂L/∂ξ| over samples
         self._samples: dict[str, int] = {}
 
-    def add(self, name: str, output: Tensor, heads: Heads | None = None) -> None:
+    def add(self, name: str, output: Tensor, heads: Heads | None = None, value: Tensor | None = None) -> None:
         """Gate the heads of an attention's `output`, which is (B, H, Nq, Dv) unless `heads` shapes it so.
+
+        Where `output` is what a projection made of the heads' own, these are `value` (B, H, Nq, Dv), and `heads` takes
+        the gradient back to them.
 
         Raises InputError for an output without gradient, and where a layer runs on several numbers of samples at once.
         """
@@ -82,9 +85,9 @@ class Gates:
             raise InputError(
                 f"the output of {name} carries no gradient: model.requires_grad_() lets its parameters have one"
             )
-        value, version = output.detach(), output._version
-        samples_and_heads = (value if heads is None else heads(value)).shape[:2]
-        score = self._batch.setdefault(name, _wide(value).new_zeros(samples_and_heads))
+        own, version = output.detach(), output._version
+        samples_and_heads = (value if value is not None else own if heads is None else heads(own)).shape[:2]
+        score = self._batch.setdefault(name, _wide(own).new_zeros(samples_and_heads))
         if score.shape != samples_and_heads:
             raise InputError(
                 f"{name} ran on {score.shape[0]} and on {samples_and_heads[0]} samples for one loss, which cannot be "
@@ -95,8 +98,8 @@ class Gates:
             if output._version != version:
                 raise InputError(f"the output of {name} was changed in place after it was computed")
             # half precision would lose the sum
-            both = [_wide(x if heads is None else heads(x)) for x in (value, gradient)]
-            score.add_((both[0] * both[1]).sum((-1, -2)))
+            out, back = (_wide(x if heads is None else heads(x)) for x in (own, gradient))
+            score.add_(((out if value is None else _wide(value)) * back).sum((-1, -2)))
 
         output.register_hook(derivative)
         self.outputs.append(output)

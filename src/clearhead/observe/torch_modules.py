@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clearhead.maps import SoftmaxMap
 from clearhead.observe.attended import attention_map, read_mask
 
 STEP_ASIDE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -22,12 +23,14 @@ _MULTI_HEAD = inspect.signature(nn.MultiheadAttention.forward)
 _ENCODER_LAYER = inspect.signature(nn.TransformerEncoderLayer.forward)
 
 
-def reproject(watch: Any, frame: Any, args: Any, kwargs: Any) -> None:
+def reproject(watch: Any, frame: Any, args: Any, kwargs: Any, output: Any) -> None:
     """Record what the module of `frame` attended to, from the arguments of its forward pass."""
     module = frame.module
     if type(module) is nn.MultiheadAttention:
         call = _bound(_MULTI_HEAD, module, args, kwargs)
         _record(watch, frame.path, module, call)
+        if watch.gives:
+            _give(watch, frame.path, module, call, output[0])
     elif type(module) is nn.TransformerEncoderLayer and not frame.attended:  # the fast path, which calls no submodule
         call = _bound(_ENCODER_LAYER, module, args, kwargs)
         src = call["src"]
@@ -35,6 +38,19 @@ def reproject(watch: Any, frame: Any, args: Any, kwargs: Any) -> None:
         masks = {"attn_mask": call["src_mask"], "key_padding_mask": call["src_key_padding_mask"]}
         path = watch.path_of(module.self_attn)
         _record(watch, path or frame.path, module.self_attn, {"query": x, "key": x, "value": x, **masks})
+
+
+def _give(watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str, Any], output: Tensor) -> None:
+    """Hand over what the heads put out before the projection that joins them, computed again."""
+    batched, first = call["query"].dim() == 3, module.batch_first
+    with torch.no_grad():
+        A = _map(_with_weights(module, call), first)[0]
+        weight, bias = _projections(_with_weights(module, call))[4:]
+        v = _heads(F.linear(call["value"], weight, bias), module.num_heads, first, batched)
+        if A.full_shape[3] == v.shape[2]:  # keys that are no token have values of their own
+            out = A @ v
+            back = module.out_proj.weight
+            watch.give(path, output, lambda g: _heads(g @ back.to(g.dtype), module.num_heads, first, batched), out)
 
 
 def of_multi_head_attention_forward(watch: Any, call: dict[str, Any]) -> None:
@@ -46,6 +62,11 @@ def of_multi_head_attention_forward(watch: Any, call: dict[str, Any]) -> None:
 
 
 def _record(watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str, Any]) -> None:
+    _record_projected(watch, path, _with_weights(module, call), batch_first=module.batch_first)
+
+
+def _with_weights(module: nn.MultiheadAttention, call: dict[str, Any]) -> dict[str, Any]:
+    """The call with all that the module adds to it, by the names of `F.multi_head_attention_forward`."""
     packed = module.in_proj_weight is not None
     weights = {
         "num_heads": module.num_heads,
@@ -56,18 +77,25 @@ def _record(watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str
         "use_separate_proj_weight": not packed,
         "q_proj_weight": module.q_proj_weight,
         "k_proj_weight": module.k_proj_weight,
+        "v_proj_weight": module.v_proj_weight,
     }
-    _record_projected(watch, path, {**call, **weights}, batch_first=module.batch_first)
+    return {**call, **weights}
 
 
 def _record_projected(watch: Any, path: str, call: dict[str, Any], batch_first: bool) -> None:
+    A, cross = _map(call, batch_first)
+    watch.record(A, "torch.nn.MultiheadAttention", cross, path)
+
+
+def _map(call: dict[str, Any], batch_first: bool) -> tuple[SoftmaxMap, bool]:
+    """The map of the call, and whether it is of another sequence."""
     query, key, allowed = call["query"], call["key"], None
     cross = query is not key
     if query.is_nested:  # how a TransformerEncoder hands padded batches to its layers
         query, allowed = _padded(query)
         key = query if not cross else _padded(key)[0]
     heads, batched = call["num_heads"], query.dim() == 3
-    q_weight, k_weight, q_bias, k_bias = _projections(call)
+    q_weight, q_bias, k_weight, k_bias = _projections(call)[:4]
     q = _heads(F.linear(query, q_weight, q_bias), heads, batch_first, batched)
     k = _heads(F.linear(key, k_weight, k_bias), heads, batch_first, batched)
     mask, bias = _masks(call, q.shape[0], heads)
@@ -79,14 +107,17 @@ def _record_projected(watch: Any, path: str, call: dict[str, Any], batch_first: 
         bias = bias if bias is None else F.pad(bias.expand(*bias.shape[:-1], k.shape[2] - extra), (0, extra))
     if allowed is not None:
         mask = allowed[:, None, None] if mask is None else mask & allowed[:, None, None]
-    watch.record(attention_map(q, k, mask=mask, bias=bias, cross=cross), "torch.nn.MultiheadAttention", cross, path)
+    return attention_map(q, k, mask=mask, bias=bias, cross=cross), cross
 
 
-def _projections(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    biases = (None, None) if call["in_proj_bias"] is None else call["in_proj_bias"].chunk(3)[:2]
+def _projections(call: dict[str, Any]) -> tuple[Any, ...]:
+    """The weight and bias of queries, of keys, and of values."""
+    biases = (None,) * 3 if call["in_proj_bias"] is None else call["in_proj_bias"].chunk(3)
     if call["use_separate_proj_weight"]:
-        return call["q_proj_weight"], call["k_proj_weight"], *biases
-    return *call["in_proj_weight"].chunk(3)[:2], *biases
+        weights = call["q_proj_weight"], call["k_proj_weight"], call["v_proj_weight"]
+    else:
+        weights = call["in_proj_weight"].chunk(3)
+    return tuple(x for pair in zip(weights, biases, strict=True) for x in pair)
 
 
 def _heads(x: Tensor, heads: int, batch_first: bool, batched: bool) -> Tensor:

@@ -35,7 +35,7 @@ from clearhead.observe.functions import Functions
 from clearhead.observe.torch_modules import STEP_ASIDE, reproject
 
 NAMES = tuple(field.name for field in fields(Statistics))
-Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor]], None]
+Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], None]
 
 
 def watch(
@@ -134,9 +134,9 @@ class Watch(AbstractContextManager[Seen]):
         top = self._frames.top
         self._functions.active(top is not None and type(top.module) not in STEP_ASIDE)
 
-    def _done(self, frame: Frame, args: Any, kwargs: Any) -> None:
+    def _done(self, frame: Frame, args: Any, kwargs: Any, output: Any) -> None:
         if type(frame.module) in STEP_ASIDE:
-            reproject(self, frame, args, kwargs)
+            reproject(self, frame, args, kwargs, output)
         if frame.compiled and not frame.attended:
             self.cannot_see(frame.path, COMPILED)
         if _attends_elsewhere(kwargs):
@@ -216,10 +216,14 @@ class Watch(AbstractContextManager[Seen]):
         frame.calls.append(len(self.seen.calls))
         self.seen.calls.append(call)
 
-    def give(self, name: str, output: Tensor, heads: Callable[[Tensor], Tensor]) -> None:
-        """Hand over what an attention put out to whoever asked; `heads` shapes it as (B, H, Nq, Dv)."""
+    def give(self, name: str, output: Tensor, heads: Callable[[Tensor], Tensor], value: Tensor | None = None) -> None:
+        """Hand over what an attention put out to whoever asked; `heads` shapes it as (B, H, Nq, Dv).
+
+        With `value`, the heads' own outputs, `output` is what a projection made of them, and `heads` undoes it for
+        gradients.
+        """
         if self._outputs is not None and self.frame is not None and self.wants(name):
-            self._outputs(self._shown(name), output, heads)
+            self._outputs(self._shown(name), output, heads, value)
 
     @property
     def gives(self) -> bool:
@@ -230,7 +234,7 @@ class Watch(AbstractContextManager[Seen]):
         frame = self.frame
         if frame is not None and not is_applying():
             path = frame.path
-            self.record(A, "clearhead", cross=says_cross(path) or not A.measures_distance, name=path)
+            self.record(A, "Clearhead", cross=says_cross(path) or not A.measures_distance, name=path)
 
     def _measures(self, name: str) -> bool:
         return self._statistics is None or name in self._statistics
