@@ -1,7 +1,11 @@
-"""How attention looks: heatmaps as matplotlib figures, and a training report as one HTML file.
+"""How attention looks: matplotlib figures that show themselves in notebooks, and a training report as one HTML file.
 
-    heatmap(A, rows=phonemes, columns=letters).savefig("attention.png")
-    grid({"encoder.layers.0": A, "encoder.layers.1": B}).savefig("layers.png")
+    heatmap(A, rows=phonemes, columns=letters).savefig("attention.png")  # one head, or all of a layer
+    grid({"encoder.layers.0": A, "encoder.layers.1": B})                 # every head of every layer
+    statistic({"encoder.layers.0": entropies}, "entropy")                # a number for each head of each layer
+    timeline(records, "entropy", alarms=...)                             # each head through training
+    rollout(relevance, tokens)                                           # what an output rests on
+    flow(q, k, v, weights, out, tokens=tokens, query=3)                  # how one token gathers its output
     training_report("report.html", title=..., scores=..., curves=..., examples=..., attention=...)
 
 Names are resolved when first used: drawing needs matplotlib, which takes a while to import, and a report does not.
@@ -11,14 +15,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clearhead.picture.flows import flow as flow
     from clearhead.picture.heatmaps import grid as grid
     from clearhead.picture.heatmaps import heatmap as heatmap
     from clearhead.picture.report import training_report as training_report
+    from clearhead.picture.rollouts import rollout as rollout
     from clearhead.picture.sheet import png as png
+    from clearhead.picture.statistics import statistic as statistic
+    from clearhead.picture.timelines import timeline as timeline
 
-_HOME = {"grid": "heatmaps", "heatmap": "heatmaps", "png": "sheet", "training_report": "report"}
+_HOME = {
+    "flow": "flows",
+    "grid": "heatmaps",
+    "heatmap": "heatmaps",
+    "png": "sheet",
+    "rollout": "rollouts",
+    "statistic": "statistics",
+    "timeline": "timelines",
+    "training_report": "report",
+}
 
-__all__ = ["grid", "heatmap", "png", "training_report"]
+__all__ = ["flow", "grid", "heatmap", "png", "rollout", "statistic", "timeline", "training_report"]
 
 
 def __getattr__(name: str) -> Any:

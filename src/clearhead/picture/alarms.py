@@ -33,28 +33,29 @@ class Alarm:
     step: float
     layer: str
     head: int | None
-    words: str
+    sentence: str
     places: list[int]
 
     @property
-    def sentence(self) -> str:
+    def words(self) -> str:
+        """When it rang, and what it said: with the head, where the sentence does not begin with it."""
         where = " ".join([*([self.layer] if self.layer else []), *([] if self.head is None else [f"head {self.head}"])])
-        return f"step {self.step:,.0f}" + (f", {where}" if where else "") + f": {self.words}"
+        return f"step {self.step:,.0f}: " + ("" if self.sentence.startswith(where) else f"{where}: ") + self.sentence
 
 
 def read(alarms: Sequence[Mapping[str, Any]], past: History) -> list[Alarm]:
-    """The alarms {"step", "layer", "head", "words"} in the order of their steps."""
+    """The alarms {"step", "layer", "head", "sentence"} in the order of their steps."""
     found = []
     for i, alarm in enumerate(alarms):
-        missing = [key for key in ("step", "layer", "words") if alarm.get(key) is None]
+        missing = [key for key in ("step", "layer", "sentence") if alarm.get(key) is None]
         if missing:
-            raise InputError(f"alarms: alarm {i} has no {missing[0]!r}, expected step, layer, head and words")
+            raise InputError(f"alarms: alarm {i} has no {missing[0]!r}, expected step, layer, head and sentence")
         at, layer, head = float(alarm["step"]), str(alarm["layer"]), alarm.get("head")
         if not past.steps[0] <= at <= past.steps[-1]:
             raise InputError(
                 f"alarms: alarm {i} is at step {at:g}, and the steps are {past.steps[0]:g} … {past.steps[-1]:g}"
             )
-        found.append(Alarm(at, layer, head, str(alarm["words"]), past.find(layer, head, f"alarms: alarm {i}")))
+        found.append(Alarm(at, layer, head, str(alarm["sentence"]), past.find(layer, head, f"alarms: alarm {i}")))
     return sorted(found, key=lambda alarm: alarm.step)
 
 
@@ -62,7 +63,7 @@ def written(alarms: list[Alarm], width: float) -> list[tuple[str, str]]:
     """Lines below the picture: the number of an alarm, and its words as far as they go into `width` inches."""
     rows = []
     for i, alarm in enumerate(alarms[:LISTED]):
-        rows += [(str(i + 1) if not j else "", line) for j, line in enumerate(lines(alarm.sentence, width, SIZE))]
+        rows += [(str(i + 1) if not j else "", line) for j, line in enumerate(lines(alarm.words, width, SIZE))]
     more = len(alarms) - LISTED
     return rows + ([("", f"and {more:,} more, which have no number")] if more > 0 else [])
 

@@ -66,7 +66,7 @@ def read(weights: Any, name: str = "weights", alone: bool = True, choice: Choice
     shape = tuple(weights.shape) if hasattr(weights, "shape") else np.shape(weights)
     kept, numbers = _chosen(shape, name, choice)
     limit = ALONE if alone and len(numbers) == 1 else TOGETHER
-    h, w = (_blocks(n, limit) for n in shape[-2:])
+    h, w = (block_count(n, limit) for n in shape[-2:])
     pools = hasattr(weights, "pool") and (h, w) != shape[-2:]
 
     def three(x: Any) -> np.ndarray:
@@ -101,7 +101,7 @@ def check_labels(
         raise ShapeError(f"{argument}: {len(labels)} labels, but {whole} {count} {axis}; give one label for each")
 
 
-def _blocks(positions: int, limit: int) -> int:
+def block_count(positions: int, limit: int) -> int:
     """At most `limit` blocks, of a whole number of positions each (the last ones share, where that leaves a rest)."""
     each = -(-positions // limit)
     return -(-positions // each)
@@ -118,10 +118,10 @@ def _chosen(shape: tuple[int, ...], name: str, choice: Choice) -> tuple[tuple[in
         raise ShapeError(
             f"{name}: shape {shape} holds {b} samples, a picture shows one; say sample=0, or pass weights[b]"
         )
-    sample = _one_of("sample", 0 if choice.sample is None else choice.sample, b, f"{name} has samples")
+    sample = one_of("sample", 0 if choice.sample is None else choice.sample, b, f"{name} has samples")
     numbers = range(h)
     if choice.head is not None:
-        head = _one_of("head", choice.head, h, f"{name} has heads")
+        head = one_of("head", choice.head, h, f"{name} has heads")
         numbers = range(head, head + 1)
     return (sample, slice(numbers.start, numbers.stop)), numbers
 
@@ -130,7 +130,7 @@ def _four(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) * (4 - len(shape)) + shape
 
 
-def _one_of(argument: str, i: int, count: int, there: str) -> int:
+def one_of(argument: str, i: int, count: int, there: str) -> int:
     """`i`, counted from the end where it is negative; InputError unless it is one of `count`."""
     if isinstance(i, bool) or not isinstance(i, int | np.integer):
         raise InputError(f"{argument}: {i!r} is no whole number; {there} 0 … {count - 1}")
@@ -146,7 +146,7 @@ def _hidden(keys: Keys, rows: np.ndarray) -> tuple[int, ...]:
         given = [int(np.argmax((rows != 0).any((0, 1))))] if keys else []
     else:
         given = [keys] if isinstance(keys, int | np.integer) else list(keys)
-    hidden = tuple(sorted({_one_of("hide_sinks", key, count, "there are keys") for key in given}))
+    hidden = tuple(sorted({one_of("hide_sinks", key, count, "there are keys") for key in given}))
     if len(hidden) == count:
         raise InputError(f"hide_sinks: all {count} keys are hidden, and nothing is left to draw")
     return hidden

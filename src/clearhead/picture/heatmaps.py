@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from clearhead.errors import InputError
 from clearhead.picture.heads import Choice, Heads, Keys, read
 from clearhead.picture.layout import Layout
-from clearhead.picture.panel import NUMBERED, Panel, draw, draw_marginals, scale, write_numbers
+from clearhead.picture.panel import NUMBERED, Panel, draw, draw_marginals, write_numbers
+from clearhead.picture.scale import scale_of_weights
 from clearhead.picture.ticks import visible
 
 Labels = Sequence[str] | None
@@ -112,18 +113,19 @@ def _drawn(
     panels = [panel for line in lines for panel in line]
     most = _most(panels)
     notes = [*_hidden(layers, columns), *_lengths(most, len(panels))]
-    layout, colours = Layout.of(lines, rows, columns, title, notes), scale(panels, log)
+    layout = Layout.of(lines, rows, columns, title, notes)
+    scale = scale_of_weights(np.concatenate([panel.values.ravel() for panel in panels]), log)
     sheet = layout.sheet()
     for i, line in enumerate(lines):
         for j, panel in enumerate(line):
             axes = layout.place(sheet, i, j)
-            draw(axes, panel, colours)
+            draw(axes, panel, scale)
             if most is not None:
                 draw_marginals(axes, panel, most, layout.lengths(i))
     if layout.alone and max(panels[0].values.shape) <= NUMBERED:
-        write_numbers(axes, panels[0], colours)
+        write_numbers(axes, panels[0], scale)
     pooled = any(panel.values.shape != (panel.queries, panel.keys) for panel in panels)
-    colours.show(sheet, layout.place_scale(sheet), "attention weight" + (", mean of a cell" if pooled else ""))
+    scale.show(sheet, layout.place_scale(sheet), "attention weight" + (", mean of a cell" if pooled else ""))
     layout.write(sheet)
     return sheet
 

@@ -10,19 +10,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm, LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from clearhead.errors import InputError
 from clearhead.picture.colour import LIGHT, NOT_FINITE
-from clearhead.picture.scale import Scale, one_sided, two_sided
+from clearhead.picture.scale import Scale
 from clearhead.picture.sheet import EDGE
 from clearhead.picture.ticks import MUTED
 
 HIDDEN: dict[str, Any] = {"facecolor": "#f4f3f7", "edgecolor": EDGE, "hatch": "\\\\\\\\", "linewidth": 0}
 HATCH: dict[str, Any] = {"facecolor": NOT_FINITE, "edgecolor": "white", "hatch": "/////"}
-DECADES = 1e-6  # of the largest weight: what a logarithmic scale still tells from zero
 BAR = LIGHT[6]
 APART = 64  # bars up to which there is a gap between them
 GAP = 0.15  # between cells and marginals, of the marginals' depth
@@ -61,30 +59,8 @@ class Bars:
     named: bool
 
 
-def scale(panels: list[Panel], log: bool) -> Scale:
-    """The scale that shows all weights of `panels`; InputError for a logarithm of negative ones."""
-    values = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
-    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0)) or 1.0
-    colours = one_sided()
-    if log and low < 0:
-        raise InputError(
-            f"log: the smallest weight is {low:.3g}, but a logarithmic scale has no place for negative ones"
-        )
-    if log:
-        positive = values[values > 0]
-        least = max(float(positive.min(initial=high)), high * DECADES)
-        least = least if least < high else high / 10
-        return Scale(LogNorm(least, high), colours, "min" if (values < least).any() else "neither")
-    if low < 0:  # not a share of attention: two-sided, with zero in the middle
-        return Scale(CenteredNorm(halfrange=max(-low, high)), two_sided())
-    return Scale(Normalize(0.0, high), colours)
-
-
 def draw(axes: Axes, panel: Panel, scale: Scale) -> AxesImage:
     """Draw the cells of `panel`, in units of positions however many of them a cell stands for."""
-    cells = np.ma.masked_invalid(panel.values)
-    if isinstance(scale.norm, LogNorm):
-        cells = np.ma.maximum(cells, scale.norm.vmin or 0.0)  # a logarithm would mask zeros as if they were not numbers
     if panel.unfinite.any():
         axes.patch.set(**HATCH, linewidth=0)  # masked cells are holes, and this is what shows through
     each = panel.keys / len(panel.blank)
@@ -92,7 +68,7 @@ def draw(axes: Axes, panel: Panel, scale: Scale) -> AxesImage:
         axes.add_patch(Rectangle((j * each - 0.5, -0.5), each, panel.queries, **HIDDEN, zorder=1.5))
     axes.set_anchor("NW")
     return axes.imshow(
-        cells,
+        scale.cells(panel.values),
         cmap=scale.colours.with_extremes(bad=(0, 0, 0, 0)),
         norm=scale.norm,
         aspect="auto" if uneven(panel) else "equal",

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import AsinhNorm, Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.colors import AsinhNorm, CenteredNorm, Colormap, LinearSegmentedColormap, LogNorm, Normalize
 
+from clearhead.errors import InputError
 from clearhead.picture.colour import LIGHT
 from clearhead.picture.sheet import EDGE, Sheet
 from clearhead.picture.ticks import INK, MUTED
 
+DECADES = 1e-6  # of the largest weight: what a logarithmic scale still tells from zero
 FAR = 10.0  # times the typical magnitude: a number that large would leave all others without colour
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A norm, and the colours of 0 to 1; `extend` is "min" where smaller numbers exist than have a colour."""
+    """A norm, and the colours of 0 to 1; `extend` is "min" or "max" where numbers exist beyond those with a colour."""
 
     norm: Normalize
     colours: Colormap
@@ -41,8 +43,13 @@ class Scale:
         powers = powers[:: -(-len(powers) // 6)]
         return [*(-power for power in powers[::-1] if -power >= self.norm.vmin), 0.0, *powers]
 
+    def cells(self, values: np.ndarray) -> np.ma.MaskedArray:
+        """`values` to be drawn: what is not finite is masked, and what is too small for a logarithm is not."""
+        cells = np.ma.masked_invalid(values)
+        return np.ma.maximum(cells, self.norm.vmin or 0.0) if isinstance(self.norm, LogNorm) else cells
+
     def colour(self, value: Any) -> Any:
-        return self.colours(self.norm(value))
+        return self.colours(self.norm(max(value, self.norm.vmin) if isinstance(self.norm, LogNorm) else value))
 
     def ink(self, value: Any) -> str:
         """What can be read on the colour of `value`."""
@@ -118,6 +125,36 @@ def written(value: float) -> str:
 def power(tick: float) -> str:
     """A power of ten, its negative, or zero, in digits as long as these can be counted."""
     return f"{tick:,.0f}" if tick == 0 or 1 <= abs(tick) < 1e6 else f"{tick:g}"
+
+
+def without_peaks(values: np.ndarray) -> float:
+    """The greatest of `values`, but for so few and so great ones that all others would have no colour beside them."""
+    known = values[np.isfinite(values)]
+    most, nearly = float(known.max(initial=0.0)), float(np.quantile(known, 0.995)) if len(known) else 0.0
+    return nearly if 0 < nearly < most / 4 else most
+
+
+def scale_of_weights(values: np.ndarray, log: bool, most: float | None = None) -> Scale:
+    """The scale that shows all of `values` from zero, or their logarithms; two-sided where there are negative ones.
+
+    What is greater than `most`, if given, has the last colour too.
+
+    Raises InputError for a logarithm of negative ones.
+    """
+    known = values[np.isfinite(values)]
+    low, high = float(known.min(initial=0.0)), float(known.max(initial=0.0)) or 1.0
+    if low < 0 and log:
+        raise InputError(
+            f"log: the smallest weight is {low:.3g}, but a logarithmic scale has no place for negative ones"
+        )
+    if low < 0:  # not a share of attention
+        return Scale(CenteredNorm(halfrange=max(-low, high)), two_sided())
+    if not log:
+        top = high if most is None else most or 1.0
+        return Scale(Normalize(0.0, top), one_sided(), "max" if high > top else "neither")
+    least = max(float(known[known > 0].min(initial=high)), high * DECADES)
+    least = least if least < high else high / 10
+    return Scale(LogNorm(least, high), one_sided(), "min" if (known < least).any() else "neither")
 
 
 def one_sided() -> Colormap:

@@ -6,6 +6,7 @@ It is matplotlib's own figure, free of pyplot and its global state, so that it w
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
@@ -44,6 +47,30 @@ class Sheet(Figure):
         across, down = self.get_size_inches()
         style: dict[str, Any] = {"ha": "left", "va": "top", "linespacing": LEADING / 1.2, "parse_math": False}
         return self.text(left / across, 1 - top / down, drawn(text), fontsize=size, color=color, **{**style, **options})
+
+    def chip(self, left: float, top: float, text: str, size: float, fill: Any, ink: str) -> None:
+        """Text on a colour, which all chips of a line fill to the same height."""
+        across, down = self.get_size_inches()
+        wide, high = inches(text, size) + 0.06, 1.5 * size / 72
+        corner = (left / across, 1 - (top + high) / down)
+        box = Rectangle(corner, wide / across, high / down, facecolor=fill, transform=self.transFigure, linewidth=0)
+        self.add_artist(box)
+        self.write(left + 0.03, top + high - 0.42 * size / 72, text, size, ink, va="baseline")
+
+    def arrow(self, *places: tuple[float, float], words: str = "") -> None:
+        """An arrow along `places`, with mathematics above the middle of its first part."""
+        across, down = self.get_size_inches()
+        points = [(left / across, 1 - top / down) for left, top in places]
+        style: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "transform": self.transFigure}
+        for start, stop in itertools.pairwise(points[:-1]):
+            self.add_artist(Line2D(*zip(start, stop, strict=True), **style))
+        head: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 7, "shrinkA": 0, "shrinkB": 0}
+        self.add_artist(FancyArrowPatch(points[-2], points[-1], **head, **style))
+        if words:
+            (left, top), (right, bottom) = places[:2]
+            self.write(
+                (left + right) / 2, (top + bottom) / 2 - 0.05, words, 8.5, ha="center", va="bottom", parse_math=True
+            )
 
     def head(self, title: str) -> None:
         """The title, over the whole sheet; it needs `title_height`."""

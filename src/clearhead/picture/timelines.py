@@ -53,7 +53,7 @@ def timeline(
     `values` is records, {"step": 20, "layer": "encoder.layers.0", "head": 3, name: 0.7}, or an array (S, n) at `steps`
     of `heads`, each (layer, head). What was not measured is a gap, in lines and strip.
 
-    `alarms` are {"step": 20, "layer": ..., "head": ..., "words": ...}, the head None for all of a layer: they are
+    `alarms` are {"step": 20, "layer": ..., "head": ..., "sentence": ...}, the head None for all of a layer: they are
     marked, numbered, and written below. The heads that they name, and those of `highlight`, have lines in colour with
     their names.
 
