@@ -389,3 +389,15 @@ def test_thresholds_are_the_users_and_advice_names_the_paper():
         for words in (rule.name, rule.paper, rule.meaning, rule.advice):
             assert words
             assert "\n" not in words
+
+
+def test_small_initial_weights_are_no_uniform_heads():
+    """Hugging Face's models begin with weights of 0.02, whatever their width."""
+    torch.manual_seed(0)
+    layer = ch.nn.SelfAttention(32, 4)
+    with torch.no_grad():
+        for projection in (layer.query, layer.key):
+            projection.weight.normal_(0, 0.02)
+    for n in (8, 32, 128):
+        A = layer.map(torch.randn(2, n, 32))
+        assert check([call_of(A, keep=True)]) == []
