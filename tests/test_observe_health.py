@@ -336,6 +336,18 @@ def test_a_head_that_was_not_measured_keeps_its_baseline():
     assert updates == [2, 2]
 
 
+def test_parts_of_a_batch_are_one_update():
+    baseline, whole = Baseline(), Baseline()
+    for values in (0.5, 0.8, 0.6):
+        baseline.update([call_with_entropy([values - 0.1, math.nan]), call_with_entropy([values + 0.1, values])])
+        whole.take(NAME, torch.tensor([values, values]))
+    summary = summarise(call_with_entropy([0.1, 0.1]))
+    (mean, deviation, updates), expected = baseline.of(summary), whole.of(summary)
+    assert mean == pytest.approx(expected[0])
+    assert deviation == pytest.approx(expected[1])
+    assert updates == [3, 3]
+
+
 def test_a_baseline_goes_through_a_checkpoint(tmp_path):
     generator = torch.Generator().manual_seed(4)
     steps = [noisy([0.8, 0.6], generator) for _ in range(20)]

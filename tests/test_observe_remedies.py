@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -484,3 +486,36 @@ def test_weights_that_are_not_finite_are_never_kept():
     chosen = StopWithLastGood(patience=1, rules=["not finite"])
     assert chosen.act(model=model, findings=[ALARM]) == []
     assert not chosen.stop
+
+
+TWO = """
+import sys, torch, torch.distributed as dist
+import clearhead as ch
+from clearhead.observe.calls import Call
+from clearhead.observe.remedies import QKClip
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+torch.manual_seed(0)
+model = ch.nn.SelfAttention(16, 2)
+torch.manual_seed(rank)
+A = model.map((30 if rank else 1) * torch.randn(2, 9, 16))
+calls = [Call("SelfAttention", "self", "test", tuple(A.shape), A.statistics())]
+print(float(calls[0].statistics.max_logit.max()) > 50, QKClip(50.0).act(model=model, calls=calls))
+torch.save(model.state_dict(), sys.argv[2] + str(rank))
+dist.destroy_process_group()
+"""
+
+
+def test_processes_clip_alike_by_the_largest_logit_of_any(tmp_path):
+    start = [sys.executable, "-c", TWO]
+    running = [
+        subprocess.Popen([*start, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert said[0].startswith("False ['QK-clip: SelfAttention head 0: ")
+    assert said[1].startswith("True")
+    assert said[0].partition(" ")[2] == said[1].partition(" ")[2]
+    weights = [torch.load(tmp_path / f"meet{rank}", weights_only=True) for rank in (0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

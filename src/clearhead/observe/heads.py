@@ -116,7 +116,7 @@ def summarise(call: Call) -> HeadSummary:
 
 
 def summaries(calls: Iterable[Call]) -> Iterator[HeadSummary]:
-    """A summary for each layer; its calls of one shape are joined along their rows, and empty ones passed over."""
+    """A summary of each call; the steps of a decoding are one call, and those without rows are passed over."""
     for call in joined([*calls]):
         if 0 not in call.shape[:3]:
             yield summarise(call)
@@ -189,13 +189,22 @@ class Baseline:
         self._heads: dict[str, Tensor] = {}
 
     def update(self, calls: Iterable[Call]) -> None:
-        """Take in the calls of one step. A head that was not measured keeps what it had."""
+        """Take in the calls of one step. Several of one layer, as of the parts of a batch, count as their mean."""
+        parts: dict[str, list[list[float]]] = {}
         for summary in summaries(calls):
-            new = torch.tensor(summary.entropy, dtype=torch.float64)
-            old = self._heads.get(summary.key)
-            if old is None or old.shape[1] != len(new):
-                old = torch.stack([new.new_full(new.shape, value) for value in (0, math.nan, math.nan, 0)])
-            self._heads[summary.key] = torch.where(new.isnan(), old, _moved(old, new, self.decay))
+            parts.setdefault(summary.key, []).append(summary.entropy)
+        for key, entropies in parts.items():
+            self.take(key, torch.tensor(entropies, dtype=torch.float64).nanmean(0))
+
+    def take(self, key: str, entropy: Tensor) -> None:
+        """Take in one more mean normalized entropy of each head, (H,), of the layer of a summary's `key`.
+
+        A head that was not measured, whose value is NaN, keeps what it had.
+        """
+        new, old = entropy.double().cpu(), self._heads.get(key)
+        if old is None or old.shape[1] != len(new):
+            old = torch.stack([new.new_full(new.shape, value) for value in (0, math.nan, math.nan, 0)])
+        self._heads[key] = torch.where(new.isnan(), old, _moved(old, new, self.decay))
 
     def of(self, summary: HeadSummary) -> tuple[list[float], list[float], list[int]] | None:
         """(mean, deviation, updates) of the summary's heads; None where there was no update yet."""

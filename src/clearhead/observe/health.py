@@ -263,22 +263,24 @@ RULES: tuple[Rule, ...] = (
 
 
 def check(calls: Iterable[Call], rules: Sequence[Rule] = RULES, baseline: Baseline | None = None) -> list[Finding]:
-    """What the rules find in the calls, in the order of the calls; calls of one layer are joined along their rows.
+    """What the rules find in the calls, in the order of the calls; the steps of a decoding are one call.
 
     A rule says nothing about what was not measured. `baseline` is read, not changed: update it afterwards.
     """
+    return judge(summaries(calls), rules, baseline)
+
+
+def judge(
+    heads: Iterable[HeadSummary], rules: Sequence[Rule] = RULES, baseline: Baseline | None = None
+) -> list[Finding]:
+    """What the rules find in summaries of calls. What is found of a head several times is told once."""
     found: dict[tuple[str, str, int, int | None], Finding] = {}
-    for heads in summaries(calls):
+    for each in heads:
         for rule in rules:
-            for finding in rule.judge(heads, baseline):
+            for finding in rule.judge(each, baseline):
                 found.setdefault((finding.rule, finding.layer, finding.turn, finding.head), finding)
-    hidden = {
-        (name, finding.layer, finding.turn, finding.head)
-        for finding in found.values()
-        for rule in rules
-        if rule.name == finding.rule
-        for name in rule.covers
-    }
+    covers = {rule.name: rule.covers for rule in rules}
+    hidden = {(name, *key[1:]) for key in found for name in covers[key[0]]}
     return [finding for key, finding in found.items() if key not in hidden]
 
 
