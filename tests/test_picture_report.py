@@ -132,7 +132,7 @@ def test_what_was_not_measured_is_said_and_never_zero(tmp_path):
     assert "32.38 %" in page
     assert "0.00 %" not in page
     assert "not on this split" in page
-    assert page.count("not measured</p>") == 3  # of four charts
+    assert page.count("not measured</p>") == 4  # three of four charts, and the heads
     assert page.count("not measured</td>") == 1
     assert data(page)["charts"][0]["lines"] == [{"label": "training", "points": [[1.0, 2.5]]}]
 

@@ -14,7 +14,8 @@ from clearhead.picture.chart import Line, Point
 from clearhead.picture.page import Markup, tag
 
 MOST = 400  # points of a line before only the smallest and largest of each stretch are kept
-CLOCK = ("step", "epoch", "seconds")
+CLOCK = ("step", "epoch", "seconds", "progress")
+NESTED = ("attention", "alarms", "remedies")  # what a monitor of attention adds to a record: no numbers
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -46,6 +47,10 @@ CHARTS = (
 )
 
 
+NORMS = {"weight_norm": "Weights of attention, their norm", "gradient_norm": "Gradients of attention, their norm"}
+LAYERS = 4  # up to which each has a line
+
+
 def draw(records: Records) -> tuple[Markup, list[dict[str, Any]]]:
     """The charts of `records`, and what the page's script needs to read out those that have points.
 
@@ -60,7 +65,8 @@ def draw(records: Records) -> tuple[Markup, list[dict[str, Any]]]:
             )
     figures: list[Markup] = []
     data: list[dict[str, Any]] = []
-    for each in [*CHARTS, *_others(records)]:
+    records, norms = _with_norms(records)
+    for each in [*CHARTS, *norms, *_others(records, norms)]:
         lines = [line for key, label in each.keys.items() if (line := _line(records, key, label))]
         if any(line.points for line in lines):
             drawn, read = chart.draw(each.title, lines, each.form, each.from_zero, len(data))
@@ -81,8 +87,29 @@ def course(records: Records) -> str:
     return ", ".join(parts)
 
 
-def _others(records: Records) -> list[Chart]:
-    known = {*CLOCK, *(key for each in CHARTS for key in each.keys)}
+def _with_norms(records: Records) -> tuple[Records, list[Chart]]:
+    """The records with the norms of the layers that a monitor watched, a key each, and their charts.
+
+    Where there are many layers, they are the smallest, the middle and the largest.
+    """
+    flat: list[dict[str, Any]] = []
+    keys: dict[str, dict[str, str]] = {}
+    for record in records:
+        layers = record.get("attention") or {}
+        found: dict[str, Any] = {}
+        for norm in NORMS:
+            values = {layer: x for layer, numbers in layers.items() if (x := numbers.get(norm)) is not None}
+            if len(values) > LAYERS:
+                order = sorted(values.values())
+                values = {"smallest of a layer": order[0], "median": order[len(order) // 2], "largest": order[-1]}
+            found |= {f"{norm} {name}": x for name, x in values.items()}
+            keys.setdefault(norm, {}).update({f"{norm} {name}": name for name in values})
+        flat.append({**record, **found})
+    return flat, [Chart(NORMS[norm], lines, "{:.3g}") for norm, lines in keys.items() if lines]
+
+
+def _others(records: Records, more: Sequence[Chart]) -> list[Chart]:
+    known = {*CLOCK, *NESTED, *(key for each in [*CHARTS, *more] for key in each.keys)}
     return [
         Chart(key, {key: "last"}) for key in dict.fromkeys(k for record in records for k in record) if key not in known
     ]

@@ -5,7 +5,6 @@ H heads, Nq queries, Nk keys
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +14,8 @@ import numpy as np
 from clearhead.errors import InputError, ShapeError
 from clearhead.picture.colour import DARK, LIGHT, NOT_FINITE
 from clearhead.picture.heads import check_labels
+from clearhead.picture.packing import NOTHING, quantised, quantum
 from clearhead.picture.page import Markup, tag
-
-STEP = 1e-4  # of a packed weight: what is read out has as many decimals
-NOTHING = 0xFFFF  # the packed value of what is not finite
 
 
 def pack(attention: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -48,14 +45,21 @@ def _groups(example: Mapping[str, Any]) -> list[dict[str, Any]]:
         where = f"attention: {example['title']!r}, {path!r}"
         if path not in example["axes"]:
             raise InputError(f"{where} has no entry in 'axes', expected (row labels, column labels)")
-        groups[_group(path)].append(_layer(path, np.asarray(weights), example["axes"][path], where))
+        groups[group(path)].append(_layer(path, np.asarray(weights), example["axes"][path], where))
     return [{"name": name, "layers": layers} for name, layers in groups.items() if layers]
 
 
-def _group(path: str) -> str:
+def group(path: str) -> str:
+    """What kind of attention a module's path says that it is."""
     if "cross" in path:
         return "Cross"
     return next((name for name in ("Encoder", "Decoder") if name.lower() in path.split(".")), "Attention")
+
+
+def layer_name(path: str) -> str:
+    """A short name, from the first number in a module's path."""
+    numbers = re.findall(r"\d+", path)
+    return f"layer {numbers[0]}" if numbers else path
 
 
 def _layer(path: str, weights: np.ndarray, axes: Sequence[Sequence[str]], where: str) -> dict[str, Any]:
@@ -64,12 +68,10 @@ def _layer(path: str, weights: np.ndarray, axes: Sequence[Sequence[str]], where:
         raise ShapeError(f"{where}: shape {weights.shape}, expected (H, Nq, Nk) of at least one head, query and key")
     check_labels(rows, weights.shape[1], f"{where}, rows", "queries (Nq)")
     check_labels(columns, weights.shape[2], f"{where}, columns", "keys (Nk)")
-    numbers = re.findall(r"\d+", path)
-    name = f"layer {numbers[0]}" if numbers else path
-    low, step = _quantum(weights)
-    heads = [base64.b64encode(_quantised(head, low, step)).decode() for head in weights]
+    low, step = quantum(weights)
+    heads = [quantised(head, low, step) for head in weights]
     return {
-        "name": name,
+        "name": layer_name(path),
         "path": path,
         "rows": [*map(str, rows)],
         "columns": [*map(str, columns)],
@@ -77,16 +79,3 @@ def _layer(path: str, weights: np.ndarray, axes: Sequence[Sequence[str]], where:
         "step": step,
         "heads": heads,
     }
-
-
-def _quantum(weights: np.ndarray) -> tuple[float, float]:
-    """The smallest value and the step of 16 bits: decimal for shares of attention, whatever fits for anything else."""
-    finite = weights[np.isfinite(weights)]
-    low, high = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
-    return (0.0, STEP) if low == 0 and high <= 1.001 else (low, (high - low) / (NOTHING - 1))
-
-
-def _quantised(weights: np.ndarray, low: float, step: float) -> bytes:
-    finite = np.isfinite(weights)
-    steps = np.round((np.where(finite, weights, low).astype(np.float64) - low) / step)
-    return np.where(finite, steps, NOTHING).astype("<u2").tobytes()

@@ -10,11 +10,16 @@ from typing import Any
 from clearhead.errors import InputError
 from clearhead.picture import curves as courses
 from clearhead.picture import examples as predictions
-from clearhead.picture import explorer
+from clearhead.picture import explorer, strips
+from clearhead.picture.diagnosis import diagnose
 from clearhead.picture.page import Markup, join, page, tag
 
 CAVEAT = "Published figures are for the same dictionary, but not on this split: compare them with care."
 ATTENTION = "Each row is a query, and shows how much of its attention it gives to each key. Choose a word, then a head."
+HEADS = (
+    "Each line is a head, each column a step at which it was watched. Choose what to see; point at a head to read it."
+)
+SECTIONS = ("Scores", "Training", "Heads", "Attention", "Predictions")
 BAR = 120  # the width of a bar that stands for 100 %
 
 Records = Sequence[Mapping[str, Any]]
@@ -34,6 +39,7 @@ def training_report(
 
     - `scores`: {"name", "value", "note", "published"}; the value is a fraction, or None where it was not measured.
     - `curves`: the records of metrics.jsonl, {"step", "epoch", "seconds", "train_loss", ...}; a key may be missing.
+      "attention" and "alarms" are what `clearhead.observe.AttentionMonitor` records of every head.
     - `examples`: {"source", "prediction": symbols, "references": [symbols, ...]}.
     - `attention`: {"title", "maps": {module path: (H, Nq, Nk)}, "axes": {module path: (row labels, column labels)}}.
 
@@ -41,19 +47,16 @@ def training_report(
     (H, Nq, Nk) and labels that do not fit them.
     """
     charts, points = courses.draw(curves)
-    data = {"charts": points, "attention": explorer.pack(attention)}
+    data = {"charts": points, "heads": strips.pack(curves), "attention": explorer.pack(attention)}
     body = join(
         _header(title, subtitle),
         tag(
             "main",
             _section("Scores", _scores(scores), "Share of mistakes; less is better."),
-            _section("Training", charts, courses.course(curves)),
+            _section("Training", join(_verdict(curves), charts), courses.course(curves)),
+            _section("Heads", strips.shell(curves), HEADS),
+            _section("Attention", explorer.shell(attention), ATTENTION),
             _section("Predictions", predictions.table(examples), "The nearest of the right answers stands below."),
-            _section(
-                "Attention",
-                explorer.shell(attention),
-                ATTENTION,
-            ),
         ),
     )
     Path(path).write_bytes(page(title, body, data))
@@ -61,7 +64,7 @@ def training_report(
 
 def _header(title: str, subtitle: str) -> Markup:
     button = tag("button", "dark", id="theme", type="button", hidden="")
-    links = [tag("a", name, href=f"#{name.lower()}") for name in ("Scores", "Training", "Predictions", "Attention")]
+    links = [tag("a", name, href=f"#{name.lower()}") for name in SECTIONS]
     return tag(
         "header", tag("div", tag("h1", title), tag("p", subtitle)), tag("nav", *links, button, aria_label="Sections")
     )
@@ -69,6 +72,12 @@ def _header(title: str, subtitle: str) -> Markup:
 
 def _section(name: str, content: Markup, words: str) -> Markup:
     return tag("section", tag("h2", name), tag("p", words, class_="muted"), content, id=name.lower())
+
+
+def _verdict(curves: Records) -> Markup:
+    """What the losses say, in words."""
+    words = diagnose(curves)
+    return tag("p", words, class_="verdict") if words else Markup()
 
 
 def _scores(scores: Records) -> Markup:

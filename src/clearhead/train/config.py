@@ -124,6 +124,17 @@ class Training(Section):
     devices: Count = 1
 
 
+class Monitoring(Section):
+    """How attention is watched while it learns: see `clearhead.observe.AttentionMonitor`."""
+
+    every: Count | None = 20
+    """Every so many steps, and the first; None: never."""
+    rows: Count | None = 16
+    """Rows of each sample that are measured, drawn at random; None: all."""
+    remedies: tuple[Literal["qk-clip", "lower-learning-rate", "stop"], ...] = ()
+    """What is done about alarms."""
+
+
 class Decoding(Section):
     """How it predicts."""
 
@@ -139,6 +150,7 @@ class Config(Section):
     data: Data = Data()
     model: Network = Network()
     train: Training = Training()
+    monitor: Monitoring = Monitoring()
     decode: Decoding = Decoding()
 
 

@@ -14,7 +14,7 @@ from clearhead.train.folder import RunFolder
 from clearhead.train.journal import Journal
 from clearhead.train.model import Model
 from clearhead.train.scores import error_rates, without_stress
-from clearhead.train.task import Task, summed_loss
+from clearhead.train.task import Task, at_step_end, summed_loss
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ class Evaluation(Callback):
             return
         progress = task.progress(trainer.global_step)
         due = int(progress * self.settings.evaluations + 1e-9)
-        if due > self.done:
+        if due > self.done or trainer.should_stop:  # a callback before this one may have asked to stop
             self.done = due
             self._evaluate(trainer, task)
             progress = task.progress(trainer.global_step)  # the evaluation itself takes time
@@ -97,9 +97,3 @@ class Evaluation(Callback):
 def checkpoint_path(folder: RunFolder, step: int) -> Path:
     """Where the checkpoint of an evaluation lies; names sort by step."""
     return folder.checkpoints / f"step-{step:09d}.ckpt"
-
-
-def at_step_end(trainer: Trainer) -> bool:
-    """Is no gradient waiting for more accumulated batches? Only then does a checkpoint hold all there is."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return batches % trainer.accumulate_grad_batches == 0 or batches == trainer.num_training_batches

@@ -9,7 +9,6 @@ runs/g2p/
   scores.json, report.html     how good it is, and what it looks at
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import yaml
 
 from clearhead.data.tokens import Tokenizer
 from clearhead.errors import ClearheadError, RunError
+from clearhead.observe.record_file import RecordFile
 from clearhead.train.config import Config
 from clearhead.train.settings import from_yaml, to_yaml
 
@@ -92,13 +92,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl; a last line that a kill cut off is left out."""
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        return RecordFile(self.metrics).read()
 
     def _others(self) -> str:
         parent = self.path.parent

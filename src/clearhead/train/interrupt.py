@@ -8,9 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from clearhead.train.checkpoints import LAST
-from clearhead.train.evaluation import at_step_end
 from clearhead.train.folder import RunFolder
-from clearhead.train.task import Task
+from clearhead.train.task import Task, at_step_end
 
 
 class Interrupted(KeyboardInterrupt):

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from clearhead.errors import RunError
+from clearhead.observe.record_file import RecordFile
 from clearhead.train.folder import RunFolder, write_text
 from clearhead.train.task import Meter, Task
 
@@ -24,7 +26,8 @@ class Journal(Callback):
 
     def __init__(self, folder: RunFolder, share: float = 0.005) -> None:
         self.folder, self.share = folder, share
-        self._writer: SummaryWriter | None = None
+        self.writer: SummaryWriter | None = None
+        """In the first process, while it trains."""
         self._meter = Meter()
         self._written = 0.0
 
@@ -33,7 +36,7 @@ class Journal(Callback):
         if trainer.is_global_zero:
             kept = [record for record in self.folder.read_metrics() if record["step"] <= trainer.global_step]
             write_text(self.folder.metrics, "".join(json.dumps(record) + "\n" for record in kept))
-            self._writer = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.global_step + 1)
+            self.writer = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.global_step + 1)
 
     def on_train_batch_end(self, trainer: Trainer, task: Task, *_: Any) -> None:  # type: ignore[override]
         progress = task.clock.progress(trainer.global_step)
@@ -50,20 +53,22 @@ class Journal(Callback):
         self.record(trainer, task, train_loss=loss, learning_rate=rate, tokens_per_second=speed * trainer.world_size)
 
     def record(self, trainer: Trainer, task: Task, **values: float) -> None:
-        """Append a record: `values` with step, epoch, seconds and progress."""
-        if self._writer is None:
-            return
+        """Append a record of numbers, and write them to TensorBoard."""
+        if self.writer is not None:
+            self.append(trainer, task, values)
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, trainer.global_step)
+
+    def append(self, trainer: Trainer, task: Task, values: Mapping[str, Any]) -> None:
+        """Append a record: `values` with step, epoch, seconds and progress. By the first process."""
         step = trainer.global_step
         place = {"step": step, "epoch": trainer.current_epoch, "seconds": round(task.clock.elapsed, 2)}
         place["progress"] = round(task.clock.progress(step), 4)
-        with open(self.folder.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**place, **values}) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        RecordFile(self.folder.metrics)({**place, **values})
 
     def teardown(self, trainer: Trainer, task: Task, stage: str) -> None:  # type: ignore[override]
-        if self._writer is not None:
-            self._writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 class Display(Callback):

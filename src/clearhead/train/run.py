@@ -23,6 +23,7 @@ from clearhead.train.folder import RunFolder, write_text
 from clearhead.train.interrupt import Interrupt, Interrupted
 from clearhead.train.journal import Display, Journal
 from clearhead.train.model import Model, build
+from clearhead.train.monitoring import Monitor
 from clearhead.train.report import write_report
 from clearhead.train.scores import evaluate
 from clearhead.train.settings import read_config
@@ -145,6 +146,8 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
     journal, interrupt = Journal(run), Interrupt(run)
     evaluation = Evaluation(run, journal, valid, words, model)
     task = Task(model.module.train(), material.train, model.config)
+    watching = model.config.monitor
+    monitors = [] if watching.every is None else [Monitor(journal, watching)]
     with _quiet(), interrupt, parts.threads(settings.parts or 1):
         trainer = Trainer(
             accelerator="gpu" if _device().type == "cuda" else "cpu",
@@ -154,7 +157,7 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
             max_steps=sys.maxsize,  # Evaluation ends it; with no limit Lightning miscounts after some resumes
             accumulate_grad_batches=settings.accumulate,
             plugins=[checkpoints.AtomicCheckpoints()],
-            callbacks=[journal, evaluation, Display(), interrupt],
+            callbacks=[journal, *monitors, evaluation, Display(), interrupt],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

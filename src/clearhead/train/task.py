@@ -4,7 +4,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -26,6 +26,12 @@ def summed_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) ->
     return cross_entropy(
         logits.flatten(0, 1).float(), labels, ignore_index=PAD, label_smoothing=label_smoothing, reduction="sum"
     )
+
+
+def at_step_end(trainer: Trainer) -> bool:
+    """Is no gradient waiting for more accumulated batches? Only then does a checkpoint hold all there is."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches == 0 or batches == trainer.num_training_batches
 
 
 class Seen(NamedTuple):
@@ -57,7 +63,7 @@ class Task(LightningModule):
     """A sequence-to-sequence model that learns from batches.
 
     The gradient of a step is that of the mean over all its target tokens, in all accumulated batches of all processes:
-    each batch gives its *sum*, and the gradients are divided by the number of tokens just before they are clipped.
+    each batch gives its *sum*, and the gradients are divided by the number of tokens after the last of a step.
     """
 
     def __init__(self, model: nn.Module, examples: Examples, config: Config) -> None:
@@ -94,13 +100,19 @@ class Task(LightningModule):
 
     def on_after_backward(self) -> None:
         self.seen = self.seen.after(self.parts.add(), 0, 0)
+        if at_step_end(self.trainer):  # callbacks see the gradients before `on_before_optimizer_step` here
+            self._divide_by_tokens()
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _divide_by_tokens(self) -> None:
         tokens = float(self._step_tokens)
         if self.trainer.world_size > 1:  # the gradients are means over processes by now
             tokens = float(self.trainer.strategy.reduce(torch.tensor(tokens, device=self.device), reduce_op="mean"))
         self._step_tokens = 0
         torch._foreach_div_([p.grad for p in self.parameters() if p.grad is not None], tokens)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._step_tokens:
+            self._divide_by_tokens()
         rate = self.config.train.learning_rate * learning_rate(
             self.progress(self.trainer.global_step + 1), self.config.train.warmup, self.config.train.decay
         )
