@@ -516,3 +516,21 @@ def test_two_passes_are_two_and_padding_is_joined_with_the_steps():
         layer(x[:, :1], x, x)
     assert [call.shape[2] for call in seen["MultiheadAttention"]] == [5, 5, 1]
     assert "entropy" in str(seen)
+
+
+def test_a_subclass_that_runs_as_torch_does_keeps_its_fast_path(x):
+    class Named(nn.MultiheadAttention):
+        pass
+
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(E, H, 32, batch_first=True).eval()
+    layer.self_attn = Named(E, H, batch_first=True).eval()
+    ch.observe.sigma_reparam(layer.self_attn)
+    for model in (layer, layer.self_attn):
+        given = (x,) if model is layer else (x, x, x)
+        with torch.no_grad():
+            before = model(*given)
+            with watch(model) as seen:
+                after = model(*given)
+        assert torch.equal(before[0], after[0])
+        assert len(seen) == 1

@@ -17,7 +17,7 @@ import clearhead as ch
 from clearhead import patterns
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("data", "kernels", "maps", "nn", "patterns", "picture", "train")
+PACKAGES = ("bench", "data", "kernels", "maps", "nn", "observe", "patterns", "picture", "train")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = ch.casual
 
 
-@pytest.mark.parametrize("package", ["", ".train", ".picture"])
+@pytest.mark.parametrize("package", ["", ".picture", ".train"])
 def test_what_type_checkers_see_is_what_is_resolved(package):
     """A lazy table and its TYPE_CHECKING block name the same things in the same places."""
     module = importlib.import_module(f"clearhead{package}")

@@ -4,6 +4,9 @@
     A @ v                                  # the output, by the fastest kernel that fits
     A.weights(rows), A.statistics()        # what it does, without the n × n matrix
 
+    with ch.watch(model) as seen:          # any model: what every head does
+        model(**batch)
+
 Names are resolved when first used (PEP 562), so that `import clearhead` costs next to nothing and the command line
 answers `--help` without torch.
 """
@@ -25,20 +28,25 @@ _HOME = {
     "explain": "clearhead.maps",
     "first": "clearhead.patterns",
     "load": "clearhead.train",
+    "verify": "clearhead.observe",
+    "watch": "clearhead.observe",
     "window": "clearhead.patterns",
 }
-_ROOMS = ("data", "errors", "kernels", "maps", "nn", "patterns", "picture", "train")
+_ROOMS = ("bench", "data", "errors", "kernels", "maps", "nn", "observe", "patterns", "picture", "train")
 
-__all__ = ["__version__", *sorted([*_HOME, "nn", "picture"])]
+__all__ = ["__version__", *sorted([*_HOME, "nn", "observe", "picture"])]
 
 if TYPE_CHECKING:
     from clearhead import nn as nn
+    from clearhead import observe as observe
     from clearhead import picture as picture
     from clearhead.errors import ClearheadError as ClearheadError
     from clearhead.maps import AttentionMap as AttentionMap
     from clearhead.maps import Softmax as Softmax
     from clearhead.maps import attend as attend
     from clearhead.maps import explain as explain
+    from clearhead.observe import verify as verify
+    from clearhead.observe import watch as watch
     from clearhead.patterns import Pattern as Pattern
     from clearhead.patterns import causal as causal
     from clearhead.patterns import chunks as chunks

@@ -16,8 +16,18 @@ from torch.nn import functional as F
 from clearhead.maps import SoftmaxMap
 from clearhead.observe.attended import attention_map, read_mask
 
-STEP_ASIDE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-"""Exact types that ask whether a mode is on before they take their fast path."""
+_FORWARDS = (nn.MultiheadAttention.forward, nn.TransformerEncoderLayer.forward, nn.TransformerEncoder.forward)
+
+
+def steps_aside(module: nn.Module) -> bool:
+    """Does the module ask whether a mode is on before it takes its fast path? Subclasses that run as torch's do."""
+    return type(module).forward in _FORWARDS
+
+
+def is_multi_head(module: nn.Module) -> bool:
+    """Does it attend as `nn.MultiheadAttention`?"""
+    return type(module).forward is nn.MultiheadAttention.forward
+
 
 _MULTI_HEAD = inspect.signature(nn.MultiheadAttention.forward)
 _ENCODER_LAYER = inspect.signature(nn.TransformerEncoderLayer.forward)
@@ -26,12 +36,12 @@ _ENCODER_LAYER = inspect.signature(nn.TransformerEncoderLayer.forward)
 def reproject(watch: Any, frame: Any, args: Any, kwargs: Any, output: Any) -> None:
     """Record what the module of `frame` attended to, from the arguments of its forward pass."""
     module = frame.module
-    if type(module) is nn.MultiheadAttention:
+    if is_multi_head(module):
         call = _bound(_MULTI_HEAD, module, args, kwargs)
         _record(watch, frame.path, module, call)
         if watch.gives:
             _give(watch, frame.path, module, call, output[0])
-    elif type(module) is nn.TransformerEncoderLayer and not frame.attended:  # the fast path, which calls no submodule
+    elif type(module).forward is nn.TransformerEncoderLayer.forward and not frame.attended:  # the fast path, which calls no submodule
         call = _bound(_ENCODER_LAYER, module, args, kwargs)
         src = call["src"]
         x = _normed(module.norm1, src) if module.norm_first else src

@@ -32,7 +32,7 @@ from clearhead.observe.compiled import REASON as COMPILED
 from clearhead.observe.compiled import compiled_code_apart
 from clearhead.observe.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.functions import Functions
-from clearhead.observe.torch_modules import STEP_ASIDE, reproject
+from clearhead.observe.torch_modules import reproject, steps_aside
 
 NAMES = tuple(field.name for field in fields(Statistics))
 Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], None]
@@ -132,10 +132,10 @@ class Watch(AbstractContextManager[Seen]):
 
     def _changed(self) -> None:
         top = self._frames.top
-        self._functions.active(top is not None and type(top.module) not in STEP_ASIDE)
+        self._functions.active(top is not None and not steps_aside(top.module))
 
     def _done(self, frame: Frame, args: Any, kwargs: Any, output: Any) -> None:
-        if type(frame.module) in STEP_ASIDE:
+        if steps_aside(frame.module):
             reproject(self, frame, args, kwargs, output)
         if frame.compiled and not frame.attended:
             self.cannot_see(frame.path, COMPILED)
