@@ -28,7 +28,7 @@ SIZE = 8.0  # points
 
 @dataclass(frozen=True)
 class Alarm:
-    """What an alarm said at a step; `places` are those of the n heads that it means."""
+    """What an alarm said at a step; `places` are those of the n heads that it means, none where it is no layer's."""
 
     step: float
     layer: str
@@ -38,9 +38,12 @@ class Alarm:
 
     @property
     def words(self) -> str:
-        """When it rang, and what it said: with the head, where the sentence does not begin with it."""
+        """When it rang, and what it said: with the head, where the sentence does not begin with its layer."""
         where = " ".join([*([self.layer] if self.layer else []), *([] if self.head is None else [f"head {self.head}"])])
-        return f"step {self.step:,.0f}: " + ("" if self.sentence.startswith(where) else f"{where}: ") + self.sentence
+        known = not where or (self.layer and self.sentence.startswith(self.layer.split("#")[0]))
+        return (
+            f"step {self.step:,.0f}: {self.sentence}" if known else f"step {self.step:,.0f}: {where}: {self.sentence}"
+        )
 
 
 def read(alarms: Sequence[Mapping[str, Any]], past: History) -> list[Alarm]:
@@ -57,6 +60,19 @@ def read(alarms: Sequence[Mapping[str, Any]], past: History) -> list[Alarm]:
             )
         found.append(Alarm(at, layer, head, str(alarm["sentence"]), past.find(layer, head, f"alarms: alarm {i}")))
     return sorted(found, key=lambda alarm: alarm.step)
+
+
+def recorded(records: Sequence[Mapping[str, Any]], past: History) -> list[Alarm]:
+    """The alarms in the records of a monitor, {"step": 20, "alarms": [event, ...]}: those that began or became much
+    worse, and no notes. Of layers whose attention the records do not have, only the words are known."""
+    found = []
+    for record in records:
+        for event in record.get("alarms") or ():
+            if event["event"] in ("began", "worse") and event["severity"] == "alarm":
+                layer = f"{event['layer']}#{event['turn']}" if event.get("turn") else event["layer"]
+                places = past.find(layer, event["head"], "alarms") if layer in past.layers else []
+                found.append(Alarm(float(record["step"]), layer, event["head"], event["sentence"], places))
+    return found
 
 
 def written(alarms: list[Alarm], width: float) -> list[tuple[str, str]]:
@@ -80,7 +96,7 @@ def mark(sheet: Sheet, curves: Axes, strip: Axes, alarms: list[Alarm], past: His
     for axes in (curves, strip):
         for at in {alarm.step for alarm in alarms}:
             axes.axvline(at, color=COLOR, linewidth=0.7, alpha=0.6, zorder=2.5)
-    for alarm in alarms:
+    for alarm in (alarm for alarm in alarms if alarm.places):
         first, last = alarm.places[0], alarm.places[-1]
         if alarm.head is None:
             strip.plot([alarm.step] * 2, [first - 0.4, last + 0.4], color=COLOR, linewidth=2.5, zorder=4)

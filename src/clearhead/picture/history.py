@@ -86,12 +86,16 @@ class History:
         return _broken(np.array([self.steps[stretch].mean() for stretch in stretches]), bands)
 
 
+def is_records(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(record, Mapping) for record in values)
+
+
 def read(values: Any, name: str, steps: Any, heads: Sequence[Head] | None) -> History:
-    """The history of the statistic `name` from records {"step", "layer", "head", name: value}, or an array (S, n)."""
-    if isinstance(values, Sequence) and all(isinstance(record, Mapping) for record in values):
+    """The history of the statistic `name`: from records of heads, of a monitor, or from an array (S, n)."""
+    if is_records(values):
         if steps is not None or heads is not None:
             raise InputError("steps, heads: values are records, which name their steps and heads themselves")
-        return _of_records(values, name)
+        return _of_records(_of_heads(values), name)
     table = array(values, "values")
     if table.ndim != 2 or 0 in table.shape:
         raise ShapeError(f"values: shape {table.shape}, expected (S, n), a number for each step and head, or records")
@@ -102,6 +106,23 @@ def read(values: Any, name: str, steps: Any, heads: Sequence[Head] | None) -> Hi
         raise InputError("steps: they must rise from each to the next")
     given = [("", i) for i in range(table.shape[1])] if heads is None else [(str(a), int(b)) for a, b in heads]
     return History(at.astype(np.float64), given, table)
+
+
+def _of_heads(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Records of single heads, from those of a monitor: {"step": 20, "attention": {layer: {name: [H numbers]}}}.
+
+    What else is among them, such as a loss, is left out.
+    """
+    if not any("attention" in record for record in records):
+        return [*records]
+    return [
+        {"step": record.get("step"), "layer": layer, "head": head, name: value}
+        for record in records
+        for layer, numbers in record.get("attention", {}).items()
+        for name, values in numbers.items()
+        if isinstance(values, Sequence)
+        for head, value in enumerate(values)
+    ]
 
 
 def _of_records(records: Sequence[Mapping[str, Any]], name: str) -> History:

@@ -5,6 +5,7 @@ It is matplotlib's own figure, free of pyplot and its global state, so that it w
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 from collections.abc import Sequence
@@ -108,6 +109,7 @@ def drawn(text: str) -> str:
     return "\n".join(map(drawable, text.split("\n")))
 
 
+@functools.lru_cache(maxsize=4096)
 def inches(text: str, size: float) -> float:
     """How wide `text` is in type of `size` points."""
     font = FontProperties(size=size)
@@ -128,13 +130,15 @@ def lines(text: str, width: float, size: float) -> list[str]:
     """`text` broken at its spaces into lines of at most `width` inches; a longer word keeps a line of its own."""
     broken: list[str] = []
     for paragraph in drawn(text).split("\n"):
-        line = ""
+        line, end = "", 0.0
         for word in paragraph.split(" "):
-            longer = f"{line} {word}" if line else word
-            if line and inches(longer, size) > width:
+            wide = inches(word, size)
+            if line and end + inches(" ", size) + wide > width:
                 broken.append(line)
-                longer = word
-            line = longer
+                line, end = word, wide
+            else:
+                end += wide + (inches(" ", size) if line else 0.0)
+                line = f"{line} {word}" if line else word
         broken.append(line)
     return broken
 

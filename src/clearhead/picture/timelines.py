@@ -45,23 +45,27 @@ def timeline(
     heads: Sequence[Head] | None = None,
     *,
     highlight: Sequence[Head] = (),
-    alarms: Sequence[Mapping[str, Any]] = (),
+    alarms: Sequence[Mapping[str, Any]] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw the statistic `name` of every head through training: lines, and below a strip with a row for each head.
 
-    `values` is records, {"step": 20, "layer": "encoder.layers.0", "head": 3, name: 0.7}, or an array (S, n) at `steps`
-    of `heads`, each (layer, head). What was not measured is a gap, in lines and strip.
+    `values` is records of heads, {"step": 20, "layer": "encoder.layers.0", "head": 3, name: 0.7}; records of an
+    AttentionMonitor, as its metrics.jsonl has them; or an array (S, n) at `steps` of `heads`, each (layer, head). What
+    was not measured is a gap, in lines and strip.
 
-    `alarms` are {"step": 20, "layer": ..., "head": ..., "sentence": ...}, the head None for all of a layer: they are
-    marked, numbered, and written below. The heads that they name, and those of `highlight`, have lines in colour with
-    their names.
+    `alarms` are {"step": 20, "layer": ..., "head": ..., "sentence": ...}, the head None for all of a layer; if None,
+    those in the monitor's records. They are marked, numbered, and written below. The heads that they name, and those of
+    `highlight`, have lines in colour with their names.
 
     Raises ShapeError for arrays that do not fit; InputError where there is nothing to draw, for values that are no
     numbers, and for heads, layers and steps that are not there.
     """
     past, kind = history.read(values, name, steps, heads), measure(name)
-    rung = bells.read(alarms, past)
+    if alarms is not None:
+        rung = bells.read(alarms, past)
+    else:
+        rung = bells.recorded(values, past) if history.is_records(values) else []
     chosen = _chosen(highlight, rung, past)
     scale, frame = scale_of(past.values, kind), _Frame.of(past, chosen, rung, title)
     sheet = Sheet(frame.total, frame.foot)
@@ -82,12 +86,12 @@ def timeline(
 
 
 def _chosen(highlight: Sequence[Head], rung: list[bells.Alarm], past: History) -> list[int]:
-    """The heads whose lines have names: those that are asked for, those with alarms, or all where they are few."""
-    chosen = [past.find(str(layer), int(head), "highlight")[0] for layer, head in highlight]
-    chosen += [place for alarm in rung if alarm.head is not None for place in alarm.places]
-    if not chosen and len(past.heads) <= len(COLORS):
-        chosen = [*range(len(past.heads))]
-    return [*dict.fromkeys(chosen)]
+    """The heads whose lines have a colour: those that are asked for, the first ones with alarms, or all of a few."""
+    asked = [past.find(str(layer), int(head), "highlight")[0] for layer, head in highlight]
+    alarmed = [place for alarm in rung if alarm.head is not None for place in alarm.places]
+    if not asked and not alarmed and len(past.heads) <= len(COLORS):
+        return [*range(len(past.heads))]
+    return [*dict.fromkeys([*asked, *alarmed])][: max(NAMED, len(asked))]
 
 
 @dataclass(frozen=True)
