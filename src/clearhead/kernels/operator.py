@@ -26,6 +26,9 @@ _TENSORS = _CALL.count("Tensor")
 
 def run(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """`stream.forward`, with gradients in q, k, v and the score's bias."""
+    if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        with as_given(q.device):
+            return stream.forward(q, k, v, task)  # nothing that would need an operator
     see, score = task.visible, task.score
     lengths, positions = (see.q_lengths, see.k_lengths), (see.q_positions, see.k_positions)
     tensors: tuple[Tensor | None, ...] = (q, k, v, score.bias, see.mask, *lengths, *positions)

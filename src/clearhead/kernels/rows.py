@@ -97,6 +97,9 @@ def finish(sums: Tensor) -> Tensor:
     return torch.stack([top + total.log(), top, total.log() - dot / total, sink / total, far / total, count])
 
 
+_FEW = 1 << 14
+
+
 class Ways:
     """How far it is from the queries of a tile, at positions q (b, h, r), to its keys, at k (b, h, K), by broadcasting.
 
@@ -106,6 +109,11 @@ class Ways:
 
     def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype) -> None:
         q, k = q.to(dtype), k.to(dtype)
+        self._edges: Tensor | None = None
+        if q.numel() * k.shape[-1] <= _FEW:  # no plan is worth its while
+            self._columns = slice(0)
+            self._near = (q[..., :, None] - k[..., None, :]).abs_()
+            return
         first, last = q.amin(-1, keepdim=True), q.amax(-1, keepdim=True)
         before, behind = (first - k).clamp(min=0), (k - last).clamp(min=0)
         self._edges = torch.stack([(k <= first).to(dtype), before, (k > last).to(dtype), behind], -2)
@@ -119,6 +127,8 @@ class Ways:
 
     def summed(self, exp: Tensor) -> Tensor:
         """Σ exp · |position of the query - position of the key|, (b, h, r)."""
+        if self._edges is None:
+            return (exp * self._near).sum(-1)
         sums = self._edges.expand(*exp.shape[:2], -1, -1).matmul(exp.mT)
         total = sums.mul_(self._to_edges).sum(2)
         if self._columns.stop > self._columns.start:

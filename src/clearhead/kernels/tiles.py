@@ -43,6 +43,11 @@ class Tile:
 def tiles(visible: Visible, samples: int, heads: int, kv_heads: int) -> Iterator[Tile]:
     """Tiles that hold every visible pair exactly once. Each row lies in one tile, with all its keys."""
     group = heads // kv_heads
+    if samples * heads * visible.n_queries * visible.n_keys <= PAIRS:  # one tile, which needs no plan
+        sides = slice(0, samples), slice(0, kv_heads), slice(0, heads), slice(0, visible.n_queries)
+        if visible.n_queries and samples:
+            yield Tile(*sides, slice(0, visible.n_keys), free=False, unpadded=visible.unpadded)
+        return
     rows = max(1, min(visible.n_queries, ROWS, max(16, PAIRS // max(1, group * visible.n_keys))))
     units = max(1, PAIRS // max(1, group * rows * visible.n_keys))  # (sample, key head) pairs in a tile
     step_b, step_kv = (units // kv_heads, kv_heads) if units >= kv_heads else (1, units)

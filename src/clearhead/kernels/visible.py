@@ -115,6 +115,18 @@ class Visible:
             k_positions=self.positions_of_keys(),
         )
 
+    def of(self, samples: Tensor) -> "Visible":
+        """The same call for some of its samples alone; `samples` (S,)."""
+
+        def some(x: Tensor | None) -> Tensor | None:
+            return x if x is None or x.shape[0] == 1 else x.index_select(0, samples)
+
+        q_lengths, k_lengths = some(self.q_lengths), some(self.k_lengths)
+        if self.q_lengths is self.k_lengths:
+            k_lengths = q_lengths
+        mask, q_at, k_at = some(self.mask), some(self.q_positions), some(self.k_positions)
+        return replace(self, mask=mask, q_lengths=q_lengths, k_lengths=k_lengths, q_positions=q_at, k_positions=k_at)
+
     def clean(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """`x` (B, H, N, D) with zeros in its padding, where anything may stand, NaN included."""
         if lengths is None:

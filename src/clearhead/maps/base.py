@@ -67,6 +67,10 @@ class AttentionMap(ABC):
     def detach(self, copy: bool = False) -> "AttentionMap":
         """The same map without gradients; with `copy`, of tensors of its own, which nobody else can change."""
 
+    @abstractmethod
+    def of(self, samples: Tensor) -> "AttentionMap":
+        """The map of some samples alone, whose numbers are `samples` (S,)."""
+
     @property
     def full_shape(self) -> tuple[int, int, int, int]:
         """(B, H, Nq, Nk), whatever axes the queries came without."""

@@ -48,6 +48,8 @@ class SoftmaxMap(AttentionMap):
     def _clean(self) -> tuple[Tensor, Tensor]:
         """Queries and keys without what stands in their padding; each use has an autograd graph of its own."""
         see = self.visible
+        if not (torch.is_grad_enabled() and (self._q.requires_grad or self._k.requires_grad)):
+            return self._q, self._k  # logits of padding are overwritten; only gradients would carry NaN out of it
         return see.clean(self._q, see.q_lengths), see.clean(self._k, see.k_lengths)
 
     def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
@@ -59,8 +61,8 @@ class SoftmaxMap(AttentionMap):
         return describe(self._q, self._k, v_dim, self.visible, self._score, **options)
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
-        see, (q, k) = self.visible, self._clean()
-        v = see.clean(v, see.k_lengths)
+        see = self.visible
+        q, k, v = see.clean(self._q, see.q_lengths), see.clean(self._k, see.k_lengths), see.clean(v, see.k_lengths)
         if choose(self._call(v.shape[-1], dropout, statistics)) == "sdpa":
             return see.clean(sdpa(q, k, v, see, self._score, dropout), see.q_lengths), None
         sinks = see.first_key() if statistics else None
@@ -103,6 +105,15 @@ class SoftmaxMap(AttentionMap):
         bias = None if self._score.bias is None else own(self._score.bias)
         score = Score(self._score.scale, self._score.softcap, bias)
         return SoftmaxMap(own(self._q), own(self._k), self.visible, score, self._axes, self._distance)
+
+    def of(self, samples: Tensor) -> "SoftmaxMap":
+        """The map of some samples alone, whose numbers are `samples` (S,)."""
+        bias = self._score.bias
+        if bias is not None and bias.shape[0] > 1:
+            bias = bias.index_select(0, samples)
+        score = Score(self._score.scale, self._score.softcap, bias)
+        q, k = self._q.index_select(0, samples), self._k.index_select(0, samples)
+        return SoftmaxMap(q, k, self.visible.of(samples), score, self._axes, self._distance)
 
     @property
     def measures_distance(self) -> bool:

@@ -23,9 +23,10 @@ class Call:
         name: the path of the module that attended, "encoder.layer.3.attention.self".
         role: "self" or "cross".
         how: what computed it, and how it was seen: "transformers sdpa", "torch.nn.MultiheadAttention", …
-        shape: (B, H, Nq, Nk).
+        shape: (B, H, Nq, Nk); of the samples that were measured.
         statistics: of its rows, (B, H, R); what was not chosen is None, "not measured".
         rows: (R,), which rows were measured; None: all.
+        samples: (B,), which samples of the batch were measured; None: all.
         padding: (B or 1, R), True where the query is padding, whose row says nothing; None: no query is.
         map: its attention map, where maps are kept.
         step: in which forward pass of the watched model it ran, from 0.
@@ -38,6 +39,7 @@ class Call:
     shape: tuple[int, int, int, int]
     statistics: Statistics
     rows: Tensor | None = None
+    samples: Tensor | None = None
     padding: Tensor | None = None
     map: AttentionMap | None = None
     step: int = 0

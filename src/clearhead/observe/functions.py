@@ -46,6 +46,7 @@ class Functions(TorchFunctionMode):
         self._thread = threading.local()
         self._products: Any = WeakIdKeyDictionary()  # tensors that come from a product, nothing but elementwise since
         self._weights: Any = WeakIdKeyDictionary()  # tensors that come from a softmax, likewise
+        self._following = False  # is there anything in either
         self._handlers: dict[Any, Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._sdpa,
             F.multi_head_attention_forward: self._multi_head,
@@ -57,8 +58,11 @@ class Functions(TorchFunctionMode):
 
     def active(self, on: bool) -> None:
         """In force or not, from here on, in this thread. If another mode lies above, it only stops looking."""
+        aside = not on
+        if getattr(self._thread, "aside", True) is aside:
+            return
+        self._thread.aside = aside
         stack = _get_current_function_mode_stack()
-        self._thread.aside = not on
         if on and self not in stack:
             _push_mode(self)
         elif not on and stack and stack[-1] is self:
@@ -98,16 +102,17 @@ class Functions(TorchFunctionMode):
             self.put_back(above)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # every function of the model passes here: what concerns few of them is asked last
         kwargs = kwargs or {}
-        if getattr(self._thread, "aside", False) or torch.compiler.is_compiling():
-            return func(*args, **kwargs)
         handler = self._handlers.get(func)
-        if handler is not None and self._watch.frame is not None:
-            return handler(func, args, kwargs)
-        out = func(*args, **kwargs)
-        if isinstance(out, Tensor) and (self._products or self._weights):
-            self._follow(args, out)
-        return out
+        if handler is None:
+            out = func(*args, **kwargs)
+            if self._following and isinstance(out, Tensor):
+                self._follow(args, out)
+            return out
+        if getattr(self._thread, "aside", False) or torch.compiler.is_compiling() or self._watch.frame is None:
+            return func(*args, **kwargs)
+        return handler(func, args, kwargs)
 
     # what is seen
 
@@ -143,6 +148,7 @@ class Functions(TorchFunctionMode):
         axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if isinstance(out, Tensor) and out.dim() >= 3 and axis in (-1, out.dim() - 1):
             self._weights[out] = Weights(logits, logits in self._products)
+            self._following = True
         return out
 
     def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -153,7 +159,7 @@ class Functions(TorchFunctionMode):
         if weights is not None:
             self._by_hand(weights, out)
         elif isinstance(out, Tensor) and out.dim() >= 3 and not any(isinstance(x, nn.Parameter) for x in operands):
-            self._products[out] = True
+            self._products[out] = self._following = True
         return out
 
     def _by_hand(self, weights: Weights, out: Tensor) -> None:
@@ -178,6 +184,7 @@ class Functions(TorchFunctionMode):
                     self._weights[out] = self._weights[x]
                 elif x in self._products:
                     self._products[out] = True
+        self._following = bool(self._products or self._weights)
 
 
 def four_heads(x: Tensor, heads: int | None = None) -> Tensor:

@@ -181,7 +181,7 @@ def _wide(x: Tensor) -> Tensor:
 @contextmanager
 def _gated(model: nn.Module, gates: Gates) -> Iterator[Seen]:
     """A block in which the output of every attention of `model` is added to the gates; its value is what was seen."""
-    with Watch(model, (), 1, None, False, False, "eager", gates.add) as seen:
+    with Watch(model, statistics=(), rows=1, compiled="eager", outputs=gates.add) as seen:
         yield seen
 
 

@@ -43,6 +43,7 @@ def watch(
     *,
     statistics: Sequence[str] | None = None,
     rows: int | Sequence[int] | Tensor | None = None,
+    samples: int | None = None,
     layers: str | Sequence[str] | None = None,
     keep_maps: bool = False,
     grad: bool = False,
@@ -58,6 +59,7 @@ def watch(
         statistics: names of those to compute; None: all. `received` needs all rows.
         rows: how many rows to measure, drawn at random for each call, or which; None: all. 64 rows of 4096 cost a
             hundredth of what the attention itself costs.
+        samples: how many samples of the batch to measure, drawn at random for each forward pass; None: all.
         layers: the paths to record, "encoder.layer.3" with all below it, or patterns such as "*.self"; None: all.
         keep_maps: keep each call's attention map, for pictures and rollout. This keeps its queries and keys.
         grad: let statistics carry gradients, for use in a loss (`entropy_floor`).
@@ -74,14 +76,15 @@ def watch(
                 raise InputError(f"statistics: there is no {name!r}{nearest(name, NAMES)}")
     if compiled not in ("skip", "eager"):
         raise InputError(f"compiled is {compiled!r}; write 'skip' or 'eager'")
-    if isinstance(rows, int) and rows < 1:
-        raise InputError(f"rows is {rows}; measure at least one, or all with None")
+    for name, number in (("rows", rows), ("samples", samples)):
+        if isinstance(number, int) and number < 1:
+            raise InputError(f"{name} is {number}; measure at least one, or all with None")
     chosen = (layers,) if isinstance(layers, str) else layers
     for pattern in chosen or ():
         paths = [path for path, _ in model.named_modules()]
         if not any(_matches(path, pattern) for path in paths):
             raise InputError(f"layers: {type(model).__name__} has no module {pattern!r}{nearest(pattern, paths)}")
-    return Watch(model, statistics, rows, chosen, keep_maps, grad, compiled)
+    return Watch(model, statistics, rows, samples, chosen, keep_maps, grad, compiled)
 
 
 class Watch(AbstractContextManager[Seen]):
@@ -90,17 +93,20 @@ class Watch(AbstractContextManager[Seen]):
     def __init__(
         self,
         model: nn.Module,
-        statistics: Sequence[str] | None,
-        rows: int | Sequence[int] | Tensor | None,
-        layers: Sequence[str] | None,
-        keep_maps: bool,
-        grad: bool,
-        compiled: str,
+        statistics: Sequence[str] | None = None,
+        rows: int | Sequence[int] | Tensor | None = None,
+        samples: int | None = None,
+        layers: Sequence[str] | None = None,
+        keep_maps: bool = False,
+        grad: bool = False,
+        compiled: str = "skip",
         outputs: Outputs | None = None,
     ) -> None:
         self.model, self.seen = model, Seen()
         self._statistics = None if statistics is None else frozenset(statistics)
-        self._rows, self._layers, self._keep, self.grad = rows, layers, keep_maps, grad
+        self._rows, self._samples, self._layers = rows, samples, layers
+        self._keep, self.grad = keep_maps, grad
+        self._drawn: tuple[int, int, Tensor] | None = None  # step, samples of its batch, those to measure
         self._outputs = outputs
         self._frames = Frames(model, self._changed, self._done)
         self._functions = Functions(self)
@@ -197,6 +203,8 @@ class Watch(AbstractContextManager[Seen]):
 
     def _record(self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame, sinks: bool) -> None:
         A = A if self.grad else A.detach()
+        samples = self._draw(frame.step, A.full_shape[0])
+        A = A if samples is None else A.of(samples)
         rows = self._choose(A.full_shape[2])
         measured = A.statistics(rows, received=self._measures("received") and rows is None)
         hidden = padding(A, cross) if isinstance(A, SoftmaxMap) else None
@@ -208,6 +216,7 @@ class Watch(AbstractContextManager[Seen]):
             shape=A.full_shape,
             statistics=measured.only(lambda name: self._measures(name) and (sinks or name != "sink")),
             rows=rows,
+            samples=samples,
             padding=hidden if hidden is None or rows is None else hidden[:, rows],
             map=A.detach(copy=True) if self._keep else None,
             step=frame.step,
@@ -247,6 +256,15 @@ class Watch(AbstractContextManager[Seen]):
                 return None
             return torch.randperm(n_queries, generator=self._random)[: self._rows].sort().values
         return torch.as_tensor(self._rows)
+
+    def _draw(self, step: int, batch: int) -> Tensor | None:
+        """The samples to measure; the same in all calls of a forward pass that have as many."""
+        if self._samples is None or self._samples >= batch:
+            return None
+        if self._drawn is None or self._drawn[:2] != (step, batch):
+            drawn = torch.randperm(batch, generator=self._random)[: self._samples].sort().values
+            self._drawn = step, batch, drawn
+        return self._drawn[2]
 
     def _shown(self, name: str) -> str:
         return name or type(self.model).__name__
