@@ -58,21 +58,42 @@ SEQ2SEQ = {
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 50, **ROOM, **QUIET, "decoder_start_token_id": 1,
 }  # fmt: skip
 GROUPED = {**PLAIN, "num_key_value_heads": 2, **ROOM, **QUIET}
+DISTILBERT = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 50, **ROOM}
+GPT2 = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 50,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT = {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, **ROOM, **QUIET}
+GEMMA2 = {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "sliding_window": 4}
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "vocab_size": 50,
+    "decoder_start_token_id": 0,
+}
 MODELS = (
     Foreign("bert", "BertConfig", "BertModel", {**PLAIN, **ROOM}),
     Foreign("roberta", "RobertaConfig", "RobertaModel", {**PLAIN, **ROOM}),
-    Foreign("distilbert", "DistilBertConfig", "DistilBertModel", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 50, **ROOM}),
-    Foreign("gpt2", "GPT2Config", "GPT2Model", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}, kind="decoder"),
-    Foreign("opt", "OPTConfig", "OPTModel", {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, **ROOM, **QUIET}, kind="decoder"),
+    Foreign("distilbert", "DistilBertConfig", "DistilBertModel", DISTILBERT),
+    Foreign("gpt2", "GPT2Config", "GPT2Model", GPT2, kind="decoder"),
+    Foreign("opt", "OPTConfig", "OPTModel", OPT, kind="decoder"),
     Foreign("llama", "LlamaConfig", "LlamaModel", GROUPED, kind="decoder"),
     Foreign("mistral", "MistralConfig", "MistralModel", {**GROUPED, "sliding_window": 4}, kind="decoder"),
     Foreign("qwen2", "Qwen2Config", "Qwen2Model", GROUPED, kind="decoder"),
     Foreign("gpt_neox", "GPTNeoXConfig", "GPTNeoXModel", {**PLAIN, **ROOM, **QUIET}, kind="decoder"),
     Foreign("phi", "PhiConfig", "PhiModel", {**PLAIN, **ROOM, **QUIET}, kind="decoder"),
-    Foreign("gemma2", "Gemma2Config", "Gemma2Model", {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "sliding_window": 4}, ways=("eager",), kind="decoder"),
-    Foreign("t5", "T5Config", "T5Model", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 50, "decoder_start_token_id": 0}, kind="both", sharper=1.0),
+    Foreign("gemma2", "Gemma2Config", "Gemma2Model", GEMMA2, ways=("eager",), kind="decoder"),
+    Foreign("t5", "T5Config", "T5Model", T5, kind="both", sharper=1.0),
     Foreign("marian", "MarianConfig", "MarianModel", SEQ2SEQ, kind="both"),
     Foreign("bart", "BartConfig", "BartModel", SEQ2SEQ, kind="both"),
     Foreign("vit", "ViTConfig", "ViTModel", {**PLAIN, "image_size": 16, "patch_size": 4}, kind="image"),
-)  # fmt: skip
+)
 BY_NAME = {model.name: model for model in MODELS}

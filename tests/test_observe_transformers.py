@@ -7,9 +7,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-import foreign_models as foreign  # noqa: E402
-
-from clearhead.observe import watch  # noqa: E402
+import foreign_models as foreign
+from clearhead.observe import watch
 
 CASES = [
     pytest.param(model, way, padding, id=f"{model.name}-{way}-{padding}")

@@ -43,8 +43,11 @@ class Comparison:
         head = ["", "median", "ratio", "quartiles"] + (["memory", "ratio"] if self.memory else [])
         rows = [head, *(self._row(arm) for arm in self.seconds)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        return [self.title, *("  " + "  ".join(map(str.ljust, row[:1], widths[:1])) + "".join(
-            f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows)]  # fmt: skip
+        lines = []
+        for name, *cells in rows:
+            numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append(f"  {name:<{widths[0]}}{numbers}")
+        return [self.title, *lines]
 
     def _row(self, arm: str) -> list[str]:
         middle, low, high = self.ratio(arm)

@@ -20,7 +20,8 @@ def bench_monitor(rounds: int = 10, say: Say | None = None) -> list[Comparison]:
     A round takes the monitor's `every` steps without it, as many with it, and one monitored step. Two models: that of
     the task g2p (short sequences, many of them), and an `nn.TransformerEncoder` on 512 tokens.
     """
-    return [_measured(title, *made, rounds, say) for title, made in (("g2p's model", _g2p()), ("an encoder", _encoder()))]
+    models = {"g2p's model": _g2p(), "an encoder": _encoder()}
+    return [_measured(title, *made, rounds, say) for title, made in models.items()]
 
 
 Step = Callable[[], None]

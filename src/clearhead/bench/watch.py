@@ -1,4 +1,4 @@
-"""What watching costs: one attention call, and a model of BERT's shape, beside eager attention that returns its matrix."""
+"""What watching costs: one call, and a model of BERT's shape, beside eager attention that returns its matrix."""
 
 from collections.abc import Callable
 from typing import Any
@@ -84,12 +84,14 @@ def long_model(length: int, say: Say | None = None) -> Comparison:
 def prepared(arm: str, length: int, layers: int) -> Callable[[], object]:
     """One arm of `whole_model`, ready to run."""
     transformers: Any = extra("transformers", "transformers")
-    config = transformers.BertConfig(num_hidden_layers=layers, max_position_embeddings=max(512, length), vocab_size=1000)
+    room = {"max_position_embeddings": max(512, length), "vocab_size": 1000}
+    config = transformers.BertConfig(num_hidden_layers=layers, **room)
     torch.manual_seed(0)
     way = "eager" if arm == EAGER else "sdpa"
     model = transformers.BertModel._from_config(config, attn_implementation=way).eval()
     ids = torch.randint(0, 1000, (1, length), generator=torch.Generator().manual_seed(0))
-    return {EAGER: lambda: _eager(model, ids), WATCHED: lambda: _watched(model, ids), PLAIN: lambda: _plain(model, ids)}[arm]
+    run = {EAGER: _eager, WATCHED: _watched, PLAIN: _plain}[arm]
+    return lambda: run(model, ids)
 
 
 @torch.no_grad()

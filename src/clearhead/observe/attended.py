@@ -14,7 +14,7 @@ from clearhead.maps import SoftmaxMap
 from clearhead.patterns import causal, everything
 
 Line = Literal["beginnings", "ends"]
-"""What lines up where there are fewer queries than keys: PyTorch's `is_causal` means the beginnings, decoding the ends."""
+"""What lines up where there are fewer queries than keys: PyTorch's `is_causal` means the beginnings."""
 
 
 def attention_map(
@@ -81,7 +81,7 @@ def last_visible(mask: Tensor) -> Tensor:
 
 
 def padding(A: SoftmaxMap, cross: bool) -> Tensor | None:
-    """Which queries are padding, (B or 1, Nq): in self-attention those whose own key nobody sees. None: no one can tell."""
+    """Which queries are padding, (B or 1, Nq): in self-attention those whose own key nobody sees. None: none is."""
     see = A.visible
     if cross or see.mask is None or see.n_queries != see.n_keys or see.mask.shape[-1] != see.n_keys:
         return None

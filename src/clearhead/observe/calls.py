@@ -148,7 +148,7 @@ def under(name: str, path: str) -> bool:
 
 
 def joined(calls: Sequence[Call]) -> list[Call]:
-    """The calls with the steps of one decoding put together along their rows: those of one module, samples and heads."""
+    """The calls, the steps of one decoding put together along their rows: those of one module, samples and heads."""
     groups: dict[tuple[Any, ...], list[list[Call]]] = {}
     for call in calls:
         decodings = groups.setdefault((call.name, call.role, call.turn, call.shape[:2]), [])
@@ -170,7 +170,7 @@ def _join(calls: list[Call]) -> Call:
     """One call of all the rows; its keys are the most that any of them had."""
     first, n_keys = calls[0], max(call.shape[3] for call in calls)
     values: dict[str, Tensor | None] = {}
-    for name in (field.name for field in fields(Statistics)):
+    for name in (each.name for each in fields(Statistics)):
         parts = [getattr(call.statistics, name) for call in calls]
         if all(part is not None for part in parts):
             values[name] = _total(parts, n_keys) if name == "received" else torch.cat(parts, -1)

@@ -36,8 +36,8 @@ class Frame:
 class Frames:
     """The modules of `model` that run, by thread, between `install` and `remove`.
 
-    `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when one has computed its output
-    and is still on top. A step is one call of the model, or of a part of it from outside.
+    `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when one has computed its
+    output and is still on top. A step is one call of the model, or of a part of it from outside.
     """
 
     def __init__(

@@ -166,7 +166,7 @@ class Functions(TorchFunctionMode):
         frame = self._watch.frame
         if not weights.product:
             self._watch.cannot_see(
-                frame.path, "a softmax whose logits are no product of queries and keys, and a product"
+                frame.path, "a softmax, then a product; but its logits are no product of queries and keys"
             )
             return
         heads = heads_of(frame.module)

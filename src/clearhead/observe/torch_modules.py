@@ -41,7 +41,7 @@ def reproject(watch: Any, frame: Any, args: Any, kwargs: Any, output: Any) -> No
         _record(watch, frame.path, module, call)
         if watch.gives:
             _give(watch, frame.path, module, call, output[0])
-    elif type(module).forward is nn.TransformerEncoderLayer.forward and not frame.attended:  # the fast path, which calls no submodule
+    elif type(module).forward is nn.TransformerEncoderLayer.forward and not frame.attended:  # the fast path
         call = _bound(_ENCODER_LAYER, module, args, kwargs)
         src = call["src"]
         x = _normed(module.norm1, src) if module.norm_first else src

@@ -4,7 +4,7 @@
         model(**batch)
     print(seen)
 
-Attention is found where it is called, at the highest level that knows what it means; within it lower levels are ignored:
+Attention is found where it is called, at the highest level that knows what it means; below it nothing is looked at:
 
 1. Clearhead's own maps tell their observers;
 2. Hugging Face models ask an interface for the function that attends, which is wrapped (`hugging_face`);
@@ -189,7 +189,7 @@ class Watch(AbstractContextManager[Seen]):
             self.seen.unseen.setdefault(self._shown(name), why)
 
     def record(self, A: AttentionMap, how: str, cross: bool, name: str | None = None, *, sinks: bool = True) -> None:
-        """Measure the map of an attention that just ran in the current frame; without `sinks` where nobody knows them."""
+        """Measure the map of an attention that just ran in the current frame; not `sinks` where nobody knows them."""
         frame = self.frame
         if frame is None:
             return
