@@ -14,6 +14,7 @@ from clearhead.errors import InputError
 from clearhead.picture import grid, heatmap, png
 from clearhead.picture.heads import Choice, read
 from clearhead.picture.names import Names
+from legible import check_legible
 
 NAMES = ["[CLS]", "the", "cat", "sat", "down"]
 
@@ -67,14 +68,14 @@ def test_a_hidden_sink_leaves_the_colours_to_the_rest():
 
 def test_the_sink_is_the_first_key_that_is_no_padding():
     weights = torch.cat([torch.zeros(4, 2), attention(4, 3).float()], 1)
-    assert read(weights, choice=Choice(hide_sinks=True)).hidden == (2,)
+    assert read(weights, choice=Choice(hide_sinks=True)).hidden == [2]
 
 
-@pytest.mark.parametrize(("keys", "hidden"), [(1, (1,)), (-1, (4,)), ([3, 0, 3], (0, 3)), ((), ()), (False, ())])
+@pytest.mark.parametrize(("keys", "hidden"), [(1, [1]), (-1, [4]), ([3, 0, 3], [0, 3]), ((), []), (False, [])])
 def test_sinks_are_named_by_their_numbers(keys, hidden):
     heads = read(attention(2, 5, 5), choice=Choice(hide_sinks=keys))
     assert heads.hidden == hidden
-    assert [*np.flatnonzero(heads.blank)] == [*hidden]
+    assert [*np.flatnonzero(heads.blank)] == hidden
 
 
 @pytest.mark.parametrize("kind", ["array", "map"])
@@ -200,3 +201,16 @@ def test_a_picture_shows_itself():
     figure = heatmap(attention(3, 3))
     assert figure._repr_png_() == png(figure)
     assert png(figure).startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (5, 60), (1, 300), (300, 3), (5, 12, 12)])
+def test_every_shape_is_legible(shape):
+    rows, keys = [f"日{i}" for i in range(shape[-2])], [f"key {i}" for i in range(shape[-1])]
+    options = {"marginals": True, "hide_sinks": shape[-1] > 1, "title": "a head that is looked at"}
+    check_legible(heatmap(attention(*shape), rows, keys, **options))
+
+
+def test_a_grid_is_legible():
+    maps = {f"model.layers.{i}.self_attn": attention(3, 8, 8) for i in range(2)} | {"cross": attention(2, 5, 40)}
+    check_legible(grid(maps, marginals=True, hide_sinks=True, title="all of them"))
+    check_legible(grid({"a.very.long.name.of.a.layer": attention(1, 2, 50)}, log=True))

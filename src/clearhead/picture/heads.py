@@ -5,7 +5,7 @@ B samples, H heads, Nq queries, Nk keys; h and w: the blocks of rows and columns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,10 +41,17 @@ class Heads:
     queries: int
     keys: int
     numbers: range = range(0)
-    hidden: tuple[int, ...] = ()
+    hidden: Sequence[int] = ()
     share: float = 0.0
     received: np.ndarray | None = None
     entropy: np.ndarray | None = None
+
+    def _with(self, received: np.ndarray | None, entropy: np.ndarray | None) -> Heads:
+        """With the marginals of all positions (H, Nk) and (H, Nq), in blocks; None: without."""
+        if received is None or entropy is None:
+            return self
+        _, h, w = self.values.shape
+        return replace(self, received=pool(received, w, -1, self.hidden), entropy=pool(entropy, h, -1, known=True))
 
     @property
     def blank(self) -> np.ndarray:
@@ -66,31 +73,53 @@ def read(weights: Any, name: str = "weights", alone: bool = True, choice: Choice
     shape = tuple(weights.shape) if hasattr(weights, "shape") else np.shape(weights)
     kept, numbers = _chosen(shape, name, choice)
     limit = ALONE if alone and len(numbers) == 1 else TOGETHER
-    h, w = (block_count(n, limit) for n in shape[-2:])
-    pools = hasattr(weights, "pool") and (h, w) != shape[-2:]
+    size = block_count(shape[-2], limit), block_count(shape[-1], limit)
 
-    def three(x: Any) -> np.ndarray:
-        """(..., a, b) of all samples and heads as the chosen heads' (H, a, b)."""
+    def chosen(x: Any, axes: int) -> np.ndarray:
+        """Something of all samples and heads, whose own axes are `axes`, as the chosen heads': (H, ...)."""
         x = array(x, name)
-        return x.reshape(*_four(shape)[:2], *x.shape[-2:])[kept]
+        return x.reshape(*_four(shape)[:2], *x.shape[x.ndim - axes :])[kept]
 
-    if pools and choice.hide_sinks is False:
-        heads = Heads(three(weights.pool(h, w)), shape[-2], shape[-1], numbers)
-    else:
-        matrix = weights.weights() if hasattr(weights, "pool") and not pools else weights
-        rows = three(_by_row_blocks(weights, h)) if pools else pool(three(matrix), h, axis=-2)
-        hidden = _hidden(choice.hide_sinks, rows)
-        known = np.where(np.isfinite(rows), rows, 0.0)
-        share = float(known[..., list(hidden)].sum() / (known.sum() or 1.0)) if hidden else 0.0
-        heads = Heads(pool(rows, w, -1, hidden), shape[-2], shape[-1], numbers, hidden, share)
+    if hasattr(weights, "pool") and size != shape[-2:]:
+        return _of_map(weights, size, numbers, choice, chosen)
+    matrix = chosen(weights.weights() if hasattr(weights, "pool") else weights, 2)
     if not choice.marginals:
-        return heads
-    if hasattr(weights, "statistics"):
+        sums, entropy = None, None
+    elif hasattr(weights, "statistics"):
         measured = weights.statistics()
-        received, entropy = (three(x[..., None])[..., 0] for x in (measured.received, measured.entropy))
+        sums, entropy = chosen(measured.received, 1), chosen(measured.entropy, 1)
     else:
-        received, entropy = _sums(three(weights), name)
-    return replace(heads, received=pool(received, w, -1, heads.hidden), entropy=pool(entropy, h, -1, known=True))
+        sums, entropy = _sums(matrix, name)
+    hidden = _hidden(choice.hide_sinks, (matrix != 0).any((0, 1)))
+    rows = pool(matrix, size[0], -2)
+    known = np.where(np.isfinite(rows), rows, 0.0)
+    share = float(known[..., hidden].sum() / (known.sum() or 1.0))
+    cells = pool(rows, size[1], -1, hidden)
+    return Heads(cells, shape[-2], shape[-1], numbers, hidden, share)._with(sums, entropy)
+
+
+def _of_map(
+    A: Any, size: tuple[int, int], numbers: range, choice: Choice, chosen: Callable[[Any, int], np.ndarray]
+) -> Heads:
+    """The heads of an AttentionMap too long for its matrix."""
+    cells, keys = chosen(A.pool(*size), 2), A.shape[-1]
+    heads = Heads(cells, A.shape[-2], keys, numbers)
+    if choice.hide_sinks is False and not choice.marginals:
+        return heads
+    measured = A.statistics()
+    received = chosen(measured.received, 1)
+    hidden = _hidden(choice.hide_sinks, (received != 0).any(0))
+    cells = cells.copy()
+    for j, cut in enumerate(_cuts(keys, size[1])):
+        if own := [key for key in hidden if cut[0] <= key < cut[1]]:
+            # the weight of named keys is a statistic of every row: what is left of the block is without it
+            weight = np.nan_to_num(chosen(A.statistics(sinks=own, received=False).sink, 1))
+            count, left = cut[1] - cut[0], cut[1] - cut[0] - len(own)
+            rest = cells[..., j] * count - pool(weight, size[0], -1)
+            cells[..., j] = np.maximum(rest, 0.0) / left if left else np.nan
+    share = float(received[:, hidden].sum() / (received.sum() or 1.0))
+    heads = replace(heads, values=cells, hidden=hidden, share=share)
+    return heads._with(received, chosen(measured.entropy, 1)) if choice.marginals else heads
 
 
 def check_labels(
@@ -139,29 +168,17 @@ def one_of(argument: str, i: int, count: int, there: str) -> int:
     return int(i) % count
 
 
-def _hidden(keys: Keys, rows: np.ndarray) -> tuple[int, ...]:
-    """The keys to hide of `rows` (H, h, Nk): for True the first to which any row attends (before it is padding)."""
-    count = rows.shape[-1]
+def _hidden(keys: Keys, seen: np.ndarray) -> list[int]:
+    """The keys to hide: for True the first that is `seen` (Nk,) by any row (before it is padding)."""
+    count = len(seen)
     if isinstance(keys, bool):
-        given = [int(np.argmax((rows != 0).any((0, 1))))] if keys else []
+        given = [int(np.argmax(seen))] if keys else []
     else:
         given = [keys] if isinstance(keys, int | np.integer) else list(keys)
-    hidden = tuple(sorted({one_of("hide_sinks", key, count, "there are keys") for key in given}))
+    hidden = sorted({one_of("hide_sinks", key, count, "there are keys") for key in given})
     if len(hidden) == count:
         raise InputError(f"hide_sinks: all {count} keys are hidden, and nothing is left to draw")
     return hidden
-
-
-def _by_row_blocks(A: Any, h: int) -> Any:
-    """The means of h blocks of rows of an AttentionMap, (..., h, Nk), as what its adjoint gives for these blocks."""
-    import torch
-
-    n = A.shape[-2]
-    means = torch.zeros(n, h, device=A.device)
-    for i, (start, stop) in enumerate(_cuts(n, h)):
-        means[start:stop, i] = 1 / (stop - start)
-    with torch.no_grad():
-        return (A.T @ means.expand(*A.shape[:-2], n, h)).mT
 
 
 def _sums(weights: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -121,7 +121,7 @@ def _drawn(
             axes = layout.place(sheet, i, j)
             draw(axes, panel, scale)
             if most is not None:
-                draw_marginals(axes, panel, most, layout.lengths(i))
+                draw_marginals(axes, panel, most, layout.lengths(panel))
     if layout.alone and max(panels[0].values.shape) <= NUMBERED:
         write_numbers(axes, panels[0], scale)
     pooled = any(panel.values.shape != (panel.queries, panel.keys) for panel in panels)
@@ -132,7 +132,7 @@ def _drawn(
 
 def _hidden(layers: list[Heads], columns: Labels) -> list[str]:
     """Which keys are hidden, and how much of the attention with them."""
-    sets = {heads.hidden for heads in layers}
+    sets = {tuple(heads.hidden) for heads in layers}
     if sets == {()}:
         return []
     share = np.average([heads.share for heads in layers], weights=[len(heads.values) for heads in layers])

@@ -58,16 +58,21 @@ class Layout:
     def alone(self) -> bool:
         return len(self.panels) == 1
 
-    def lengths(self, i: int) -> Bars:
-        return Bars(self.bars / self.high[i], self.bars / self.width, self.alone)
+    def cells(self, panel: Panel) -> tuple[float, float]:
+        """The inches, across and down, that the cells of a panel fill of the room that each panel has."""
+        if uneven(panel):
+            return self.width, self.height
+        side = min(self.width / panel.keys, self.height / panel.queries)
+        return side * panel.keys, side * panel.queries
+
+    def lengths(self, panel: Panel) -> Bars:
+        across, down = self.cells(panel)
+        return Bars(self.bars / down, self.bars / across, self.alone)
 
     @cached_property
     def high(self) -> list[float]:
         """How high the cells of each line are: less where all of its heads have few queries for their keys."""
-        return [max(map(self._cells_high, line)) for line in self.lines]
-
-    def _cells_high(self, panel: Panel) -> float:
-        return self.height if uneven(panel) else min(self.height, self.width * panel.queries / panel.keys)
+        return [max(self.cells(panel)[1] for panel in line) for line in self.lines]
 
     @property
     def pitch(self) -> float:
@@ -200,10 +205,10 @@ class Layout:
         return 0.06 + (_room(ticks) if any(ticks.turned) else height(1, ticks.size))
 
     def _row_ticks(self, panel: Panel) -> Ticks:
-        return Ticks.of(self.rows, panel.queries, self._cells_high(panel), vertical=True)
+        return Ticks.of(self.rows, panel.queries, self.cells(panel)[1], vertical=True)
 
     def _column_ticks(self, panel: Panel) -> Ticks:
-        return Ticks.of(self.columns, panel.keys, self.width, vertical=False)
+        return Ticks.of(self.columns, panel.keys, self.cells(panel)[0], vertical=False)
 
 
 def _room(ticks: Ticks) -> float:
