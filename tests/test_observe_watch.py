@@ -534,3 +534,23 @@ def test_a_subclass_that_runs_as_torch_does_keeps_its_fast_path(x):
                 after = model(*given)
         assert torch.equal(before[0], after[0])
         assert len(seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", ["skip", "eager"])
+def test_flex_attention_called_directly_is_listed(compiled):
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    class Flex(nn.Module):
+        def forward(self, q):
+            mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, q.shape[2], q.shape[2], device="cpu")
+            return flex_attention(q, q, q, block_mask=mask)
+
+    model, q = Flex(), torch.randn(1, 2, 128, 16)
+    with torch.no_grad():
+        before = model(q)
+        with watch(model, compiled=compiled) as seen:
+            after = model(q)
+    assert torch.equal(before, after)
+    assert len(seen) == 0
+    assert "FlexAttention" in seen.unseen["Flex"]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 REASON = "compiled; watch(..., compiled='eager') runs it uncompiled"
+FLEX = "FlexAttention, called directly: its score_mod may be anything"
 
 
 @contextmanager
@@ -73,7 +74,8 @@ def _told_of_compiled_code(watch: Any) -> Iterator[None]:
         caller, outermost = sys._getframe(1), getattr(thread, "outermost", None)
         if outermost is None and callback is not None:
             thread.outermost = caller
-            watch.go_away()
+            flex = "flex_attention" in getattr(caller.f_locals.get("fn"), "__name__", "")
+            watch.go_away(FLEX if flex else REASON)
         elif outermost is caller:
             thread.outermost = None
             watch.come_back()

@@ -29,8 +29,8 @@ class Frame:
     """Which calls were seen while this module was on top."""
     attended: bool = False
     """Did it, or a module in it, attend?"""
-    compiled: bool = False
-    """Did it run compiled code?"""
+    compiled: str | None = None
+    """Why nothing is seen of the compiled code that it ran, if it did."""
 
 
 class Frames:

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from clearhead.maps import is_applying
 from clearhead.observe.attended import Line, attention_map, four, logits_map, read_mask
+from clearhead.observe.compiled import FLEX
 from clearhead.observe.frames import says_cross
 from clearhead.observe.torch_modules import of_multi_head_attention_forward
 
@@ -50,6 +51,7 @@ class Functions(TorchFunctionMode):
         self._handlers: dict[Any, Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._sdpa,
             F.multi_head_attention_forward: self._multi_head,
+            torch.ops.higher_order.flex_attention: self._flex,
             **dict.fromkeys(_SOFTMAXES, self._softmax),
             **dict.fromkeys(_PRODUCTS, self._product),
         }
@@ -142,6 +144,10 @@ class Functions(TorchFunctionMode):
             of_multi_head_attention_forward(self._watch, _bound(_MULTI_HEAD, args, kwargs))
         return out
 
+    def _flex(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._watch.cannot_see(self._watch.frame.path, FLEX)
+        return func(*args, **kwargs)
+
     def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         out = func(*args, **kwargs)
         logits = args[0] if args else kwargs.get("input")
@@ -177,7 +183,7 @@ class Functions(TorchFunctionMode):
             self._watch.give(frame.path, out, lambda x: four_heads(x, heads))
 
     def _follow(self, args: Any, out: Tensor) -> None:
-        """What is known of an argument is known of a result with as many numbers: scaled, masked, cast, dropped, split."""
+        """What is known of an argument is known of a result of as many numbers: scaled, masked, cast, dropped."""
         for x in args:
             if isinstance(x, Tensor) and x is not out and x.numel() == out.numel():
                 if x in self._weights:

@@ -28,7 +28,6 @@ from clearhead.kernels import Statistics
 from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
 from clearhead.observe.attended import padding
 from clearhead.observe.calls import Call, Seen, under
-from clearhead.observe.compiled import REASON as COMPILED
 from clearhead.observe.compiled import compiled_code_apart
 from clearhead.observe.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.functions import Functions
@@ -143,8 +142,8 @@ class Watch(AbstractContextManager[Seen]):
     def _done(self, frame: Frame, args: Any, kwargs: Any, output: Any) -> None:
         if steps_aside(frame.module):
             reproject(self, frame, args, kwargs, output)
-        if frame.compiled and not frame.attended:
-            self.cannot_see(frame.path, COMPILED)
+        if frame.compiled is not None and not frame.attended:
+            self.cannot_see(frame.path, frame.compiled)
         if _attends_elsewhere(kwargs):
             for i in frame.calls:
                 self.seen.calls[i] = _crossing(self.seen.calls[i])
@@ -160,10 +159,10 @@ class Watch(AbstractContextManager[Seen]):
         with self._functions.paused():
             yield
 
-    def go_away(self) -> None:
-        """Compiled code begins to run in this thread: follow nothing until it has ended."""
+    def go_away(self, why: str) -> None:
+        """Compiled code begins to run in this thread: follow nothing until it has ended. It may attend, unseen: `why`."""
         if self._frames.top is not None and self._frames.installed:
-            self._frames.top.compiled = True
+            self._frames.top.compiled = why
             self._frames.remove()
             self._modes_above = self._functions.take_out()
 
