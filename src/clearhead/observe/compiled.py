@@ -76,7 +76,7 @@ def _told_of_compiled_code(watch: Any) -> Iterator[None]:
             thread.outermost = caller
             flex = "flex_attention" in getattr(caller.f_locals.get("fn"), "__name__", "")
             watch.go_away(FLEX if flex else REASON)
-        elif outermost is caller:
+        elif outermost is not None and (outermost is caller or not _running(outermost, caller)):
             thread.outermost = None
             watch.come_back()
         return given(callback)
@@ -89,6 +89,13 @@ def _told_of_compiled_code(watch: Any) -> Iterator[None]:
             yield
     finally:
         eval_frame._maybe_set_eval_frame = given
+
+
+def _running(frame: Any, innermost: Any) -> bool:
+    """Is `frame` among those that led to `innermost`? A context that was entered has left its frame."""
+    while innermost is not None and innermost is not frame:
+        innermost = innermost.f_back
+    return innermost is frame
 
 
 @contextmanager
