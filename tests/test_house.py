@@ -17,7 +17,7 @@ LEVELS = {
     **dict.fromkeys(("nn", "picture", "data", "prune", "privacy", "robust"), 4),
     "observe": 5,
     "train": 6,
-    "bench": 7,
+    **dict.fromkeys(("bench", "demo", "inspect"), 7),
     "serve": 8,
     "cli": 9,
 }

@@ -5,6 +5,7 @@ Results alone go to standard output. Every mistake is one line on standard error
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -116,6 +117,55 @@ def predict(
         ]
         return [json.dumps(row, ensure_ascii=False) for row in rows]
     return ["\t".join(one.text for one in best) for best in found]
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or one that save_pretrained wrote.")
+    ],
+    text: Annotated[str | None, typer.Option(help="What the model reads.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with that text.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="1,2,3", help="Token numbers, where there is no text.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture, for a model of images.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What the decoder of an encoder-decoder reads; else what it predicts greedily.")
+    ] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Paths of modules to look at, * is anything; repeatable.")
+    ] = None,
+    heads: Annotated[
+        list[str] | None, typer.Option("--head", metavar="LAYER:HEAD", help="A head to draw large; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where pictures and statistics.json go.", show_default="inspected/MODEL")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, and write nothing where there is no --out.")
+    ] = False,
+) -> list[str]:
+    """Show what every head of a trained model does with one text: numbers, health, pictures."""
+    from clearhead.data import read_lines
+    from clearhead.inspect import inspect, report
+
+    if text is not None and file is not None:
+        raise InputError("--text and --file were given: give one of them")
+    text = text if file is None else "\n".join(read_lines(file))
+    chosen = None if tokens is None else _numbers(tokens)
+    folder = Path("inspected", model.resolve().name) if out is None and not as_json else out
+    found = inspect(
+        model, text, target=target, tokens=chosen, image=image, layers=layers, heads=heads or (), out=folder
+    )
+    if as_json:
+        return [json.dumps(found.record(), ensure_ascii=False, allow_nan=False)]
+    return report(found, shutil.get_terminal_size().columns, colour=sys.stdout.isatty())
+
+
+def _numbers(tokens: str) -> list[int]:
+    try:
+        return [int(number) for number in tokens.split(",")]
+    except ValueError:
+        raise InputError(f"--tokens {tokens}: write whole numbers with commas between, such as 1,2,3") from None
 
 
 def _words(words: list[str], files: list[Path]) -> list[str]:

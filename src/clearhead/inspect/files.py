@@ -1,0 +1,54 @@
+"""The folder that an inspection is written to: its own, never one that holds other things."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from clearhead.errors import InputError
+
+STATISTICS = "statistics.json"
+MADE_BY = "clearhead inspect"
+
+
+class Folder:
+    """A folder that is new, empty, or holds an earlier inspection, which is replaced.
+
+    Raises InputError for any other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._earlier = self._read_earlier()
+
+    def _read_earlier(self) -> list[str]:
+        """The files of an earlier inspection."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file: choose another --out")
+        others = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
+        if not others:
+            return []
+        try:
+            record = json.loads((self.path / STATISTICS).read_text(encoding="utf-8"))
+            if record["made_by"] == MADE_BY:
+                return [Path(name).name for name in record["files"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise InputError(f"{self.path} holds other things, such as {others[0]}: choose another --out")
+
+    def write(
+        self, pictures: Iterable[tuple[str, Any]], files: list[Path], record: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Save figures by their names, and then the record; `files` are told one by one."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in self._earlier:
+                (self.path / name).unlink(missing_ok=True)
+            for name, figure in pictures:
+                figure.savefig(self.path / name)
+                files.append(self.path / name)
+            files.append(self.path / STATISTICS)
+            whole = json.dumps({"made_by": MADE_BY, **record()}, ensure_ascii=False, allow_nan=False, indent=1)
+            (self.path / STATISTICS).write_text(whole + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}") from None

@@ -1,0 +1,140 @@
+"""What a model's attention does with one text: seen, judged, named and drawn."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clearhead.errors import InputError
+from clearhead.inspect.files import Folder
+from clearhead.inspect.folders import open_model
+from clearhead.inspect.models import Inspected, Question, Reading
+from clearhead.observe import Call, Finding, Seen, check, top_pairs
+from clearhead.observe.heads import KEYS
+from clearhead.observe.kept import visible_keys
+from clearhead.observe.pairs import Pair
+
+PAIRS = 10
+"""Pairs that are named."""
+CANDIDATES = 128
+"""Pairs of a layer among which the strongest of each of its heads is looked for."""
+
+
+@dataclass(frozen=True)
+class Attended:
+    """The strongest pair of a head, with the path of its layer."""
+
+    layer: str
+    pair: Pair
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        model: what was looked into, and `reading` what it was given.
+        seen: every attention that ran, with its map.
+        findings: what the rules of `check` found.
+        pairs: who attends to whom most, the strongest first, at most one of each head.
+        files: what was written.
+        notes: what could not be drawn, and why.
+    """
+
+    model: Inspected
+    question: Question
+    reading: Reading
+    seen: Seen
+    findings: list[Finding]
+    pairs: list[Attended]
+    files: list[Path]
+    notes: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """All of it but the maps, for JSON: what was read, statistics of every head, findings, pairs, files."""
+        reading, asked = self.reading, self.question
+        return {
+            "model": {"path": str(self.model.path), "class": type(self.model.model).__name__},
+            "text": asked.text,
+            "tokens": {"source": reading.source, "target": reading.target, "predicted": reading.predicted},
+            **json.loads(self.seen.to_json()),
+            "findings": [asdict(finding) for finding in self.findings],
+            "pairs": [{"layer": each.layer, **asdict(each.pair)} for each in self.pairs],
+            "files": [file.name for file in self.files],
+            "notes": self.notes,
+        }
+
+
+def inspect(
+    path: str | Path,
+    text: str | None = None,
+    *,
+    target: str | None = None,
+    tokens: Sequence[int] | None = None,
+    image: str | Path | None = None,
+    layers: Sequence[str] | None = None,
+    heads: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> Inspection:
+    """Run a trained model on one text, and say what each of its heads does.
+
+    Args:
+        path: a run folder of `clearhead train`, or a folder that Hugging Face's `save_pretrained` wrote.
+        text: what the model reads; or `tokens`, their numbers; or `image`, the file of a picture.
+        target: what the decoder of an encoder-decoder reads; None: what the model predicts greedily.
+        layers: paths of modules to look at, "*" stands for anything; None: all.
+        heads: heads to draw, such as "encoder.layer.3:5"; those that a rule names are drawn anyhow.
+        out: the folder for pictures and statistics.json; None: nothing is written.
+
+    Raises InputError, in one line, for a folder without a model, pickled weights, a text that the model cannot read, a
+    layer or head that is not there, and a folder `out` that holds other things.
+    """
+    folder = None if out is None else Folder(Path(out))
+    question = Question(text, target, tokens, None if image is None else Path(image))
+    model = open_model(path)
+    reading = model.read(question)
+    seen = model.look(reading, layers)
+    if not len(seen):
+        raise InputError(_unseen(model, seen, layers))
+    chosen = [choice for head in heads for choice in _chosen(seen, head)]
+    findings = check(seen)
+    found = Inspection(model, question, reading, seen, findings, _strongest(model, reading, seen), [], [])
+    if folder is not None:
+        from clearhead.inspect.pictures import pictures  # which needs matplotlib
+
+        drawn = pictures(model, reading, seen, findings, chosen, whole=layers is None, notes=found.notes)
+        folder.write(drawn, found.files, found.record)
+    return found
+
+
+def _unseen(model: Inspected, seen: Seen, layers: Sequence[str] | None) -> str:
+    where = type(model.model).__name__ + (f" under {', '.join(layers)}" if layers else "")
+    reasons = "; ".join(f"{name}: {why}" for name, why in seen.unseen.items())
+    return f"no attention was seen in {where}: {reasons or 'there is none, or it computes none that can be followed'}"
+
+
+def _chosen(seen: Seen, head: str) -> list[tuple[Call, int]]:
+    """The calls and head that "encoder.layer.3:5" means."""
+    path, _, number = head.rpartition(":")
+    if not path or not number.isdecimal():
+        raise InputError(f"head {head!r}: write the layer and the number, such as {seen.names[0]}:0")
+    calls = seen[path].calls
+    for call in calls:
+        if int(number) >= call.heads:
+            raise InputError(f"head {head!r}: {call.name} has heads 0 … {call.heads - 1}")
+    return [(call, int(number)) for call in calls]
+
+
+def _strongest(model: Inspected, reading: Reading, seen: Seen) -> list[Attended]:
+    """Of rows that see many keys, where a layer has any: the first rows of causal attention have little choice."""
+    found: list[Attended] = []
+    for call in seen:
+        visible = visible_keys(call)
+        first: dict[int, Attended] = {}
+        few = visible < min(KEYS, int(visible.max()))
+        for pair in top_pairs(call, CANDIDATES, *model.names(call, reading)):
+            if not few[pair.sample, pair.head, pair.query]:
+                first.setdefault(pair.head, Attended(call.name, pair))
+        found += first.values()
+    return sorted(found, key=lambda each: -each.pair.weight)[:PAIRS]
