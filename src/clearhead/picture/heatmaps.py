@@ -125,7 +125,7 @@ def _drawn(
     if layout.alone and max(panels[0].values.shape) <= NUMBERED:
         write_numbers(axes, panels[0], scale)
     pooled = any(panel.values.shape != (panel.queries, panel.keys) for panel in panels)
-    scale.show(sheet, layout.place_scale(sheet), "attention weight" + (", mean of a cell" if pooled else ""))
+    scale.show(sheet, layout.place_scale(sheet), "mean weight" if pooled else "attention weight")
     layout.write(sheet)
     return sheet
 

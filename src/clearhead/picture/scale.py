@@ -13,7 +13,7 @@ from matplotlib.colors import AsinhNorm, CenteredNorm, Colormap, LinearSegmented
 
 from clearhead.errors import InputError
 from clearhead.picture.colour import LIGHT
-from clearhead.picture.sheet import EDGE, Sheet
+from clearhead.picture.sheet import EDGE, Sheet, lines
 from clearhead.picture.ticks import INK, MUTED
 
 DECADES = 1e-6  # of the largest weight: what a logarithmic scale still tells from zero
@@ -62,7 +62,8 @@ class Scale:
         if self.ticks is not None:
             bar.set_ticks(self.ticks, labels=[*map(power, self.ticks)], minor=False)
             bar.minorticks_off()
-        bar.set_label(words, fontsize=9, color=MUTED, parse_math=False)
+        high = axes.get_position().height * float(sheet.get_figheight())
+        bar.set_label("\n".join(lines(words, high, 9.0)), fontsize=9, color=MUTED, parse_math=False)
         bar.outline.set(edgecolor=EDGE, linewidth=0.6)
         bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
 
