@@ -71,12 +71,12 @@ def _told_of_compiled_code(watch: Any) -> Iterator[None]:
     thread = threading.local()  # .outermost: torch's frame that began to run compiled code; what it runs may do so too
 
     def maybe_set_eval_frame(callback: Any) -> Any:
-        caller, outermost = sys._getframe(1), getattr(thread, "outermost", None)
+        caller, outermost = _frame_of(eval_frame.__file__), getattr(thread, "outermost", None)
         if outermost is None and callback is not None:
             thread.outermost = caller
             flex = "flex_attention" in getattr(caller.f_locals.get("fn"), "__name__", "")
             watch.go_away(FLEX if flex else REASON)
-        elif outermost is not None and (outermost is caller or not _running(outermost, caller)):
+        elif outermost is caller:
             thread.outermost = None
             watch.come_back()
         return given(callback)
@@ -91,11 +91,12 @@ def _told_of_compiled_code(watch: Any) -> Iterator[None]:
         eval_frame._maybe_set_eval_frame = given
 
 
-def _running(frame: Any, innermost: Any) -> bool:
-    """Is `frame` among those that led to `innermost`? A context that was entered has left its frame."""
-    while innermost is not None and innermost is not frame:
-        innermost = innermost.f_back
-    return innermost is frame
+def _frame_of(file: str) -> Any:
+    """The innermost frame of that file; checks of types may have wrapped the function that asks."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return frame
 
 
 @contextmanager
