@@ -161,6 +161,49 @@ def inspect(
     return report(found, shutil.get_terminal_size().columns, colour=sys.stdout.isatty())
 
 
+bench = typer.Typer(help="Measure: ratios beside real peers in the same run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Rounds = Annotated[int, typer.Option(min=1, help="Times that each arm runs, in turns.")]
+
+
+@bench.command("watch")
+def bench_watch(
+    length: Annotated[int, typer.Option(min=2, help="Tokens.")] = 2048,
+    layers: Annotated[int, typer.Option(min=1, help="Of a model of BERT-base's shape.")] = 12,
+    long: Annotated[int | None, typer.Option(min=2, help="Watch a layer at this length too, for its memory.")] = None,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> list[str]:
+    """What watching costs, beside eager attention that returns its matrix: time and peak memory."""
+    from clearhead.bench import bench_watch
+
+    return _compared(bench_watch(length, layers, rounds, long, _progress()), as_json)
+
+
+@bench.command("monitor")
+def bench_monitor(rounds: Rounds = 10, as_json: AsJson = False) -> list[str]:
+    """What monitoring attention costs in training, at the monitor's defaults."""
+    from clearhead.bench import bench_monitor
+
+    return _compared(bench_monitor(rounds, _progress()), as_json)
+
+
+def _compared(found: list[Any], as_json: bool) -> list[str]:
+    from clearhead.bench import machine
+
+    if as_json:
+        return [json.dumps({"machine": machine(), "comparisons": [one.record() for one in found]})]
+    return [line for one in found for line in one.lines()]
+
+
+def _progress() -> Any:
+    """Says what is being measured, on a line that is written over, where there is a terminal."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda words: print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
+
+
 def _numbers(tokens: str) -> list[int]:
     try:
         return [int(number) for number in tokens.split(",")]

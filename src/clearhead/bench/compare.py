@@ -77,6 +77,8 @@ def compare(
             arms[arm]()
             if i >= 0:
                 seconds[arm].append(time.perf_counter() - start)
+    if say:
+        say("")
     return Comparison(title, seconds, peer)
 
 
