@@ -5,7 +5,7 @@ Shapes: B samples, H heads, R measured rows, S statistics.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from clearhead.kernels import Statistics
 from clearhead.observe.calls import Call
-from clearhead.observe.heads import KEYS, Baseline, HeadSummary, summarise
-from clearhead.observe.health import Finding, Rule
+from clearhead.observe.heads import KEYS, HeadSummary, summarise
 
-MEANS = ("entropy", "normalized_entropy", "sink", "max_weight", "distance", "visible", "logsumexp")
-"""Statistics of which a head's number is the mean over rows; of `max_logit` it is the greatest."""
+NAMES = ("entropy", "normalized_entropy", "sink", "max_weight", "distance", "visible", "logsumexp", "max_logit")
+"""The S statistics. A head's number is the mean over rows; of `max_logit` it is the greatest."""
+_PLACES = ("sharpest", "steepest", "first_broken")
+_MOST = 1 << 19
+"""Rows of heads that are reduced in one go."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +28,12 @@ class Digest:
 
     Attributes:
         heads: what the rules of health judge; its `call` has no tensors.
-        names: the S statistics that were measured, of MEANS.
-        total, count: (S, H) float64, the sum of each statistic, and over how many rows.
+        total, count: (S, H), the sum of each statistic, and over how many rows; 0 rows where it was not measured.
         judged: (2, H), the rows behind the mean entropy and sink of `heads`.
         least: (H,), the lowest normalized entropy of those rows.
     """
 
     heads: HeadSummary
-    names: tuple[str, ...]
     total: Tensor
     count: Tensor
     judged: Tensor
@@ -47,45 +47,100 @@ class Digest:
 
     def numbers(self, names: Iterable[str]) -> dict[str, list[float]]:
         """A number for each head and each statistic of `names` that was measured: NaN where no row defines it."""
-        means = dict(zip(self.names, (self.total / self.count).tolist(), strict=True))
+        means = dict(zip(NAMES, (self.total / self.count).tolist(), strict=True))
         means["max_logit"] = self.heads.max_logit
-        found = {name: means[name] for name in names if name in means}
+        found = {name: means[name] for name in names}
         return {name: values for name, values in found.items() if not all(map(math.isnan, values))}
 
 
 @torch.no_grad()
-def digest(call: Call) -> Digest:
-    """The sums of a call, on the CPU."""
-    names = tuple(name for name in MEANS if getattr(call.statistics, name) is not None)
-    x = torch.stack([getattr(call.statistics, name).float() for name in names])
-    x = x.reshape(len(names), call.shape[0], call.heads, -1)
+def digests(calls: Iterable[Call]) -> list[Digest]:
+    """A digest of each layer, on the CPU. Calls without rows are passed over.
+
+    Many calls are reduced in one go, their heads side by side: one alone has so few numbers that it would cost hardly
+    less than all of them.
+    """
+    found: list[Digest] = []
+    group: list[tuple[Call, Tensor]] = []
+    for call in calls:
+        if 0 in call.shape[:3]:
+            continue
+        x = _numbers(call)
+        heads, rows = x.shape[1] + sum(each.shape[1] for _, each in group), max([x, *(x for _, x in group)], key=_rows)
+        if group and (heads * _rows(rows) > _MOST or x.device != group[0][1].device):
+            found += _digests(group)
+            group = []
+        group.append((call, x))
+    return together(found + (_digests(group) if group else []))
+
+
+def _rows(x: Tensor) -> int:
+    return x.shape[2]
+
+
+def _numbers(call: Call) -> Tensor:
+    """The statistics of a call, (S, H, B · R), NaN in padding and where they were not measured."""
+    given = [getattr(call.statistics, name) for name in NAMES]
+    blank = torch.full_like(next(x for x in given if x is not None), math.nan, dtype=torch.float32)
+    x = torch.stack([blank if x is None else x.float() for x in given])
+    x = x.reshape(len(NAMES), call.shape[0], call.heads, -1)
     if call.padding is not None:
         x = x.masked_fill(call.padding.to(x.device)[:, None], math.nan)
-    known = x.isfinite()
-    judged, least = _judged(x, known, names)
-    sums = torch.stack([x.masked_fill(~known, 0).sum((1, 3), dtype=torch.float64), known.sum((1, 3)).double()]).cpu()
-    light = replace(call, statistics=Statistics(), rows=None, padding=None, map=None)
-    return Digest(replace(summarise(call), call=light), names, sums[0], sums[1], judged.cpu(), least.cpu())
+    return x.transpose(1, 2).flatten(2)
 
 
-def _judged(x: Tensor, known: Tensor, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """How many rows see enough keys and have an entropy, and a sink, (2, H); and the lowest entropy of the former."""
-    enough = x[names.index("visible")] >= KEYS if "visible" in names else torch.zeros_like(known[0])
-    here = [enough & known[names.index(name)] if name in names else torch.zeros_like(enough) for name in _JUDGED]
-    counts = torch.stack([where.sum((0, 2)) for where in here])
-    if "normalized_entropy" not in names:
-        return counts, x.new_full((x.shape[2],), math.inf)
-    return counts, x[names.index("normalized_entropy")].masked_fill(~here[0], math.inf).amin((0, 2))
+def _digests(group: list[tuple[Call, Tensor]]) -> list[Digest]:
+    """Those of calls with their statistics, whose heads are taken as those of one call of one sample."""
+    heads, rows = sum(x.shape[1] for _, x in group), max(x.shape[2] for _, x in group)
+    x = group[0][1].new_full((len(NAMES), heads, rows), math.nan)
+    starts = [0]
+    for _, each in group:
+        x[:, starts[-1] : starts[-1] + each.shape[1], : each.shape[2]] = each
+        starts.append(starts[-1] + each.shape[1])
+    values = dict(zip(NAMES, x[:, None], strict=True))
+    visible = values["visible"] = values["visible"].nan_to_num(0).long()
+    whole = replace(group[0][0], shape=(1, heads, rows, 1), statistics=Statistics(**values), rows=None, padding=None)
+    summary, known = summarise(whole), x.isfinite()
+    here = [(visible[0] >= KEYS) & known[NAMES.index(name)] for name in ("normalized_entropy", "sink")]
+    least = x[NAMES.index("normalized_entropy")].masked_fill(~here[0], math.inf).amin(1)
+    counts = torch.cat([known.sum(2), torch.stack([where.sum(1) for where in here])])
+    total = x.masked_fill_(~known, 0).sum(2, dtype=torch.float64)
+    whole_sums = torch.cat([total, counts.double(), least.double()[None]]).cpu()
+    found = []
+    for (call, _), start in zip(group, starts, strict=False):
+        mine = slice(start, start + call.heads)
+        sums = whole_sums[:, mine]
+        total, count, judged = sums[: len(NAMES)], sums[len(NAMES) : -3], sums[-3:-1]
+        found.append(Digest(_of_call(summary, call, mine), total, count, judged, sums[-1]))
+    return found
 
 
-_JUDGED = ("normalized_entropy", "sink")
+def _of_call(heads: HeadSummary, call: Call, mine: slice) -> HeadSummary:
+    """Some of the heads, as those of a call: rows and samples have the numbers that they have in its batch."""
+    if any(heads.broken[mine]):  # rare, and it tells how many rows of a sample are broken
+        alone = summarise(call)
+        values = {field.name: getattr(alone, field.name) for field in fields(HeadSummary)}
+    else:
+        values = {field.name: getattr(heads, field.name)[mine] for field in fields(HeadSummary) if field.name != "call"}
+        width = call.shape[2] if call.rows is None else len(call.rows)
+        for name in _PLACES:
+            at = [divmod(i, width) for _, i in values[name]]
+            values[name] = [(sample, _number(row, call.rows)) for sample, row in at]
+    for name in _PLACES:
+        values[name] = [(_number(sample, call.samples), row) for sample, row in values[name]]
+    light = replace(call, statistics=Statistics(), rows=None, samples=None, padding=None, map=None)
+    return HeadSummary(**{**values, "call": light})
+
+
+def _number(i: int, chosen: Tensor | None) -> int:
+    return i if chosen is None else int(chosen[i])
 
 
 def together(digests: Iterable[Digest]) -> list[Digest]:
     """One digest for each layer, in the order in which layers first come."""
     layers: dict[Any, list[Digest]] = {}
     for each in digests:
-        layers.setdefault((each.key, each.names), []).append(each)
+        layers.setdefault(each.key, []).append(each)
     return [group[0] if len(group) == 1 else _merged(group) for group in layers.values()]
 
 
@@ -114,30 +169,10 @@ def _merged(group: Sequence[Digest]) -> Digest:
         rows_here=[heads[i].rows_here[head] for head, i in enumerate(first)],
     )
     total, count = (torch.stack([getattr(each, name) for each in group]).sum(0) for name in ("total", "count"))
-    return Digest(summary, group[0].names, total, count, judged.sum(0), least.amin(0))
+    return Digest(summary, total, count, judged.sum(0), least.amin(0))
 
 
 def _mean(means: list[list[float]], counts: Tensor) -> list[float]:
     """The mean of each head from those of several groups of rows; NaN where there is no row."""
     x = torch.tensor(means, dtype=torch.float64)
     return ((x.nan_to_num(0) * counts).sum(0) / counts.sum(0)).tolist()
-
-
-def judge(digests: Iterable[Digest], rules: Sequence[Rule], baseline: Baseline) -> list[Finding]:
-    """What `check` would find in one call that holds all rows of the digests."""
-    found: dict[Any, Finding] = {}
-    for each in digests:
-        for rule in rules:
-            for finding in rule.judge(each.heads, baseline):
-                found.setdefault((finding.rule, finding.layer, finding.turn, finding.head), finding)
-    covers = {rule.name: rule.covers for rule in rules}
-    hidden = {(name, *key[1:]) for key in found for name in covers[key[0]]}
-    return [finding for key, finding in found.items() if key not in hidden]
-
-
-def remember(digests: Iterable[Digest], baseline: Baseline) -> None:
-    """Let the baseline take in the mean entropies, as a call of one row that sees enough keys."""
-    for each in digests:
-        entropy = torch.tensor(each.heads.entropy, dtype=torch.float64)[None, :, None]
-        seen = Statistics(normalized_entropy=entropy, visible=torch.full(entropy.shape, KEYS))
-        baseline.update([replace(each.heads.call, shape=(1, entropy.shape[1], 1, KEYS), statistics=seen)])

@@ -66,13 +66,14 @@ class LightningAttentionMonitor(Callback):
             return
         self.monitor.stop()
         if trainer.global_step >= self._number:
-            self.monitor.finish(self.notes(outputs))
+            self.monitor.finish(self.notes(trainer, outputs))
             trainer.should_stop = trainer.should_stop or self.monitor.asks_to_stop
 
-    def notes(self, outputs: Any) -> dict[str, Any]:
-        """What of the outputs of `training_step` becomes part of the record."""
+    def notes(self, trainer: Trainer, outputs: Any) -> dict[str, Any]:
+        """What of the outputs of `training_step` becomes part of the record. Lightning has divided the loss."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        return {"loss": loss} if isinstance(loss, Tensor) and loss.numel() == 1 else {}
+        known = isinstance(loss, Tensor) and loss.numel() == 1
+        return {"loss": loss.detach() * trainer.accumulate_grad_batches} if known else {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.monitor is not None:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from clearhead.errors import InputError, nearest
 from clearhead.observe.alarms import Alarms, sentence
 from clearhead.observe.calls import Seen
-from clearhead.observe.digest import MEANS, Digest, digest, judge, remember, together
+from clearhead.observe.digest import NAMES, Digest, digests, together
 from clearhead.observe.heads import Baseline
-from clearhead.observe.health import RULES, Finding, Rule
+from clearhead.observe.health import RULES, Finding, Rule, judge
 from clearhead.observe.record_file import RecordFile
-from clearhead.observe.remedies import Remedy, module_at
+from clearhead.observe.remedies import Remedy
 from clearhead.observe.tensorboard import TensorBoard
 from clearhead.observe.watch import Watch, watch
 
@@ -52,7 +52,7 @@ class AttentionMonitor:
     Args:
         model: any module; what `watch` sees in it.
         every: a step is monitored if its number is a multiple of this.
-        rows: how many rows of each sample to measure, drawn at random; None: all.
+        rows, samples: how many rows of how many samples of the batch to measure, drawn at random; None: all.
         statistics: which to record of each head.
         layers: as for `watch`.
         rules: what to look for.
@@ -77,6 +77,7 @@ class AttentionMonitor:
         *,
         every: int = 20,
         rows: int | None = 16,
+        samples: int | None = 32,
         statistics: Sequence[str] = STATISTICS,
         layers: str | Sequence[str] | None = None,
         rules: Sequence[Rule] = RULES,
@@ -88,10 +89,9 @@ class AttentionMonitor:
     ) -> None:
         if every < 1:
             raise InputError(f"every is {every}; monitor each step with 1, each twentieth with 20")
-        known = {*MEANS, "max_logit"}
         for name in statistics:
-            if name not in known:
-                raise InputError(f"statistics: there is no {name!r} to record{nearest(name, known)}")
+            if name not in NAMES:
+                raise InputError(f"statistics: there is no {name!r} to record{nearest(name, NAMES)}")
         self.model = getattr(model, "module", model) if _is_parallel(model) else model
         self.every, self.statistics, self.rules, self.remedies = every, tuple(statistics), rules, tuple(remedies)
         self.optimizer = optimizer
@@ -100,7 +100,7 @@ class AttentionMonitor:
         self.log = RecordFile(log) if isinstance(log, str | os.PathLike) else log
         self.tensorboard = tensorboard if isinstance(tensorboard, TensorBoard | None) else TensorBoard(tensorboard)
         self.baseline, self.alarms = Baseline(), Alarms()
-        self._options: dict[str, Any] = {"rows": rows, "layers": layers, "compiled": compiled}
+        self._options: dict[str, Any] = {"rows": rows, "samples": samples, "layers": layers, "compiled": compiled}
         self._number, self._next = 0, 0
         self._watch: Watch | None = None
         self._seen: Seen | None = None
@@ -145,10 +145,11 @@ class AttentionMonitor:
         self._number, self._norms = number, None
         maps = self.tensorboard is not None and self.tensorboard.wants_maps(number // self.every)
         self._watch = self._watcher(maps)
+        self._watch._random.manual_seed(number)  # other rows at each step, the same if it is repeated
         self._seen = self._watch.__enter__()
 
     def _watcher(self, keep_maps: bool) -> Watch:
-        return watch(self.model, statistics=[*MEANS, "max_logit"], keep_maps=keep_maps, **self._options)
+        return watch(self.model, statistics=NAMES, keep_maps=keep_maps, **self._options)
 
     @property
     def running(self) -> bool:
@@ -164,7 +165,11 @@ class AttentionMonitor:
     def measure_norms(self) -> None:
         """Take the norms of weights and gradients now, rather than at the end: gradients may be clipped until then."""
         if self._seen is not None and self._norms is None:
-            self._norms = {path: _norms(module_at(self.model, path)) for path in self._seen.names}
+            itself = type(self.model).__name__  # how a model that attends itself is named
+            self._norms = {
+                path: _norms(self.model if path == itself else self.model.get_submodule(path))
+                for path in self._seen.names
+            }
 
     def finish(self, numbers: Mapping[str, Any] | None = None) -> None:
         """End the step: reduce what was seen, judge it, act, and write it down, with `numbers` from outside."""
@@ -173,16 +178,16 @@ class AttentionMonitor:
         seen, self._seen = self._seen, None
         if seen is None:
             return
-        mine = together(digest(call) for call in seen if 0 not in call.shape[:3])
-        parts = _over_processes((mine, _plain(numbers or {})))
-        digests = mine if len(parts) == 1 else together(each for part, _ in parts for each in part)
-        self.findings = judge(digests, self.rules, self.baseline)
-        remember(digests, self.baseline)
-        events = self.alarms.update(self.findings, {_place(each): (each.judged[0] > 0).tolist() for each in digests})
+        processes = _over_processes((digests(seen), _plain(numbers or {})))
+        layers = together(each for mine, _ in processes for each in mine)
+        self.findings = judge((each.heads for each in layers), self.rules, self.baseline)
+        for each in layers:
+            self.baseline.take(each.heads.key, torch.tensor(each.heads.entropy))
+        events = self.alarms.update(self.findings, {_place(each): (each.judged[0] > 0).tolist() for each in layers})
         done = self._act(seen)
-        self.record = self._recorded(digests, _means([notes for _, notes in parts]), events, done)
+        self.record = self._recorded(layers, _means([notes for _, notes in processes]), events, done)
         if _first_process():
-            self._write(digests, seen, events, done)
+            self._write(seen, events, done)
 
     # what comes of it
 
@@ -196,12 +201,12 @@ class AttentionMonitor:
         return any(getattr(remedy, "stop", False) for remedy in self.remedies)
 
     def _recorded(
-        self, digests: list[Digest], numbers: dict[str, float], events: list[dict[str, Any]], done: list[str]
+        self, layers: list[Digest], numbers: dict[str, float], events: list[dict[str, Any]], done: list[str]
     ) -> dict[str, Any]:
         record: dict[str, Any] = {"step": self._number, **{name: _short(x) for name, x in numbers.items()}}
         if self.optimizer is not None:
             record.setdefault("learning_rate", self.optimizer.param_groups[0]["lr"])
-        record["attention"] = {each.heads.key: self._layer(each) for each in digests}
+        record["attention"] = {each.heads.key: self._layer(each) for each in layers}
         return record | ({"alarms": events} if events else {}) | ({"remedies": done} if done else {})
 
     def _layer(self, each: Digest) -> dict[str, Any]:
@@ -211,7 +216,7 @@ class AttentionMonitor:
         norms = (self._norms or {}).get(each.heads.call.name, {})
         return numbers | {name: _short(value) for name, value in norms.items()}
 
-    def _write(self, digests: list[Digest], seen: Seen, events: list[dict[str, Any]], done: list[str]) -> None:
+    def _write(self, seen: Seen, events: list[dict[str, Any]], done: list[str]) -> None:
         for event in events:
             loud = event["severity"] == "alarm" and event["event"] != "over"
             logger.log(logging.WARNING if loud else logging.INFO, "step %d: %s", self._number, sentence(event))
@@ -224,7 +229,7 @@ class AttentionMonitor:
         if self.log is not None:
             self.log(self.record)
         if self.tensorboard is not None:
-            self.tensorboard.write(self._number, self._number // self.every, self.record, digests, seen.calls)
+            self.tensorboard.write(self._number, self._number // self.every, self.record, seen.calls)
 
     # checkpoints
 

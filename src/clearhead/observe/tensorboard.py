@@ -13,7 +13,6 @@ from torch import Tensor
 
 from clearhead.errors import InputError, extra
 from clearhead.observe.calls import Call
-from clearhead.observe.digest import Digest
 from clearhead.picture.colour import LIGHT
 
 SIDE = 64
@@ -26,9 +25,9 @@ class TensorBoard:
     """Writes what a monitor measures.
 
     Scalars are "entropy/LAYER/head0", …, at every monitored step. Histograms, "normalized_entropy_of_rows/LAYER" and
-    "max_logit_of_rows/LAYER", are of all measured rows of all heads. Heatmaps, "attention/LAYER", are of the step's
-    first sample, its heads side by side, each as light as white where it attends nowhere and as dark as its own largest
-    weight; long maps are pooled. For a heatmap step the monitor keeps that step's queries and keys until it is over.
+    "max_logit_of_rows/LAYER", are of all measured rows of all heads. Heatmaps, "attention/LAYER", are of the first
+    sample that is measured, its heads side by side, each white where it attends nowhere, darkest at its largest weight;
+    maps are pooled to 64 × 64. For a heatmap the monitor keeps a step's queries and keys until it is over.
 
     Args:
         writer: a SummaryWriter, or the folder of a new one.
@@ -51,9 +50,7 @@ class TensorBoard:
         """Does the monitored step of this number need its attention maps?"""
         return self.heatmaps is not None and monitored % self.heatmaps == 0
 
-    def write(
-        self, step: int, monitored: int, record: Mapping[str, Any], digests: Sequence[Digest], calls: Sequence[Call]
-    ) -> None:
+    def write(self, step: int, monitored: int, record: Mapping[str, Any], calls: Sequence[Call]) -> None:
         """Write a step: `record` is the monitor's, `monitored` the number of the step among those monitored."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -92,7 +89,7 @@ def scalars(attention: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, f
 
 
 def picture(call: Call) -> np.ndarray:
-    """The heads of a call's first sample side by side, (SIDE, H · SIDE + gaps, 3) in 0 … 255."""
+    """The heads of a call's first measured sample side by side, (SIDE, H · SIDE + gaps, 3) in 0 … 255."""
     assert call.map is not None
     with torch.no_grad():
         pooled = call.map.pool(SIDE, SIDE).reshape(*call.shape[:2], SIDE, SIDE)[0].float().cpu()

@@ -28,7 +28,7 @@ class HuggingFaceAttentionMonitor(TrainerCallback, ExportableState):
     def __init__(self, every: int = 20, **options: Any) -> None:
         self.every, self.options = every, options
         self.monitor: AttentionMonitor | None = None
-        self._number = 0
+        self._rate = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -60,10 +60,11 @@ class HuggingFaceAttentionMonitor(TrainerCallback, ExportableState):
         if self.monitor is not None:
             self.monitor.stop()
             self.monitor.measure_norms()
+            self._rate = given["optimizer"].param_groups[0]["lr"]  # the scheduler moves on before the step's end
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if self.monitor is not None and self.monitor.running:
-            self.monitor.finish()
+            self.monitor.finish({"learning_rate": self._rate})
             control.should_training_stop = control.should_training_stop or self.monitor.asks_to_stop
 
     def state(self) -> dict[str, Any]:

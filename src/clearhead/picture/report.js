@@ -109,8 +109,8 @@
     return [low, stretch || low < 0 || high > 1.001 ? high || 1 : 1];
   }
 
-  function colour(value, [low, high]) {
-    if (Number.isNaN(value)) return channels(attention.notFinite);
+  function colour(value, [low, high], missing = attention.notFinite) {
+    if (Number.isNaN(value)) return channels(missing);
     const scale = isDark() ? attention.dark : attention.light;
     const at = clamp((value - low) / (high - low || 1), 0, 1) * (scale.length - 1);
     const below = Math.min(Math.floor(at), scale.length - 2);
@@ -118,24 +118,26 @@
     return from.map((channel, i) => Math.round(channel + (to[i] - channel) * (at - below)));
   }
 
-  function paint(canvas, width, height, value, limits) {
+  function paint(canvas, width, height, value, limits, missing) {
     canvas.width = width;
     canvas.height = height;
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(width, height);
-    for (let i = 0; i < width * height; i++) pixels.data.set([...colour(value(i), limits), 255], 4 * i);
+    for (let i = 0; i < width * height; i++) pixels.data.set([...colour(value(i), limits, missing), 255], 4 * i);
     context.putImageData(pixels, 0, 0);
   }
 
   // ---- every head through training: a strip for each layer, a line of it for each head, and one head as a curve
 
   const course = data.heads;
+  const unmeasured = () => (isDark() ? "#5b5968" : "#b4b2bf"); // grey: neither scale holds it, and it is no trouble
 
   function drawCourse() {
     const place = document.getElementById("strips");
     const layers = course.layers.map((each) => ({ ...each, numbers: new Map() }));
     const columns = course.steps.length;
-    const chosen = { statistic: 0, layer: 0, head: 0, at: columns - 1, stretch: false };
+    const first = course.alarms[0]; // what is worth seeing: where it is most likely to be wrong
+    const chosen = { statistic: 0, layer: Math.max(0, layers.findIndex((each) => each.path === first?.layer)), head: first?.head ?? 0, at: columns - 1, stretch: false };
     const statistic = () => course.statistics[chosen.statistic];
     const count = layers.reduce((sum, each) => sum + each.heads, 0);
     const high = clamp(Math.floor(560 / count), 5, 18); // of a head's line, in pixels
@@ -271,7 +273,7 @@
       const swatch = (kind, text) => { const mark = el("i", { class: kind }); nodes.push(mark, text); };
       if (layers.some((each) => values(each).some(Number.isNaN))) {
         swatch("", "not measured");
-        nodes.at(-2).style.background = attention.notFinite;
+        nodes.at(-2).style.background = unmeasured();
       }
       if (course.alarms.some((alarm) => alarm.severity === "alarm")) swatch("alarm", "alarm");
       if (course.alarms.some((alarm) => alarm.severity !== "alarm")) swatch("note", "note");
@@ -282,7 +284,7 @@
       [...choices.children].forEach((button, i) => button.setAttribute("aria-pressed", i === chosen.statistic));
       words.textContent = statistic().words;
       const bounds = limits();
-      rows.forEach((row, i) => paint(row.canvas, columns, layers[i].heads, (at) => values(layers[i])[at], bounds));
+      rows.forEach((row, i) => paint(row.canvas, columns, layers[i].heads, (at) => values(layers[i])[at], bounds, unmeasured()));
       drawLegend(bounds);
       choose(chosen.layer, chosen.head, chosen.at);
     }

@@ -33,6 +33,6 @@ class Monitor(LightningAttentionMonitor):
         }
         super().on_train_start(trainer, task)
 
-    def notes(self, outputs: Any) -> dict[str, Any]:
+    def notes(self, trainer: Trainer, outputs: Any) -> dict[str, Any]:
         """The journal writes the loss down itself: that of a step is a sum, of one part of its batch."""
         return {}
