@@ -60,6 +60,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
             raw[(slice(None), *at)] = (
                 _logsumexp(rows) if task.sinks is None else measure(rows, task.sinks, ways.of(tile))
             )
+            del rows  # before the next tile's are made, which then lie in the same memory, still in the cache
         return received
 
     work_at_hand = list(_tiles(q, k, task))
