@@ -69,6 +69,12 @@ class HuggingFaceModel(Inspected):
         return next((path for path, module in self.model.named_modules() if module is encoder), "encoder")
 
     @property
+    def longest(self) -> int:
+        """How many tokens of a target the model is asked to predict, at most."""
+        limit = _positions(self._config, self.model)
+        return GENERATED if limit is None else min(GENERATED, limit - 1)
+
+    @property
     def _any_model(self) -> Any:
         return self.model
 
@@ -157,10 +163,9 @@ class HuggingFaceModel(Inspected):
         """The same for the target that the model predicts greedily."""
         if not self._any_model.can_generate():
             raise InputError(f"{type(self.model).__name__} has no head that predicts a target: give --target")
-        limit = _positions(self._config, self.model) or GENERATED + 1
-        most = min(GENERATED, limit - 1)
+        greedily = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.longest}
         with _quiet(self._library), _refused(self.path, "cannot predict a target"):
-            out = self._any_model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=most)
+            out = self._any_model.generate(**inputs, **greedily)
         ids = out[0].tolist()
         return ids[:-1], ids[1:]
 

@@ -1,0 +1,365 @@
+"""`clearhead inspect` on folders that save_pretrained wrote: small random models, tokenizers of a few sentences."""
+
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clearhead.cli import main
+from clearhead.errors import InputError
+from clearhead.inspect import inspect, open_model, report
+from foreign_models import BY_NAME, transformers
+
+tokenizers = pytest.importorskip("tokenizers")
+
+SENTENCES = ("the cat sat on the mat because it was tired", "a head of attention reads every token at once")
+TEXT = "the cat sat on the mat because it was tired"
+CLASSES = {
+    "bert": "BertForMaskedLM",
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "t5": "T5ForConditionalGeneration",
+    "marian": "MarianMTModel",
+}
+PAIRED = ("t5", "marian")
+
+
+def tokenizer(kind: str):
+    """As its architecture would have one: whole words between marks, pieces of bytes, or words and an end."""
+    special = ["<pad>", "</s>", "<unk>", "[CLS]"]
+    if kind in ("gpt2", "llama", "gemma2"):
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    else:
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=special)
+        form = "[CLS] $A </s>" if kind == "bert" else "$A </s>"
+        marks = [("[CLS]", 3), ("</s>", 1)]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(single=form, special_tokens=marks)
+    backend.train_from_iterator(SENTENCES, trainer)
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with a model of each kind in it, each with its tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name, saved in CLASSES.items():
+        words = tokenizer(name)
+        settings = {"vocab_size": len(words)}
+        if name in PAIRED:
+            settings |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+        foreign = BY_NAME[name]
+        made = type(foreign)(name, foreign.config, saved, foreign.settings, sharper=foreign.sharper)
+        made.make("eager", **settings).save_pretrained(folder / name)
+        words.save_pretrained(folder / name)
+    BY_NAME["vit"].make("sdpa").save_pretrained(folder / "vit")
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "vit")
+    transformers.MambaModel(
+        transformers.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=40)
+    ).save_pretrained(folder / "mamba")
+    return folder
+
+
+@pytest.fixture
+def clearhead(models, tmp_path, monkeypatch, capfd):
+    """Runs a command in an empty folder beside models/: its status, standard output and standard error."""
+    (tmp_path / "models").symlink_to(models)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return ended.value.code, *capfd.readouterr()
+
+    return run
+
+
+def eager(folder: Path, record: dict) -> list[torch.Tensor]:
+    """The weights of every layer that the model itself gives out, each (H, Nq, Nk) in float64."""
+    saved = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
+    model = saved.from_pretrained(folder, attn_implementation="eager").eval()
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    inputs = {"input_ids": torch.tensor([words(record["text"])["input_ids"]])}
+    if record["tokens"]["target"] is not None:
+        inputs["decoder_input_ids"] = torch.tensor([words.convert_tokens_to_ids(record["tokens"]["target"])])
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True)
+    if record["tokens"]["target"] is None:
+        return [weights[0].double() for weights in out.attentions]
+    crossed = [each for pair in zip(out.decoder_attentions, out.cross_attentions, strict=True) for each in pair]
+    return [weights[0].double() for weights in (*out.encoder_attentions, *crossed)]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_numbers_are_those_of_the_weights_that_the_model_gives_out(clearhead, models, name):
+    target = ["--target", "a head reads every token"] if name in PAIRED else []
+    status, output, errors = clearhead("inspect", f"models/{name}", "--text", TEXT, *target, "--json")
+    assert (status, errors) == (0, "")
+    record = json.loads(output)
+    entropies = [torch.special.entr(A).sum(-1).mean(-1) for A in eager(models / name, record)]
+    reported = [head["entropy"]["mean"] for head in record["heads"]]
+    torch.testing.assert_close(torch.tensor(reported).double(), torch.cat(entropies), rtol=1e-4, atol=1e-5)
+    assert record["unseen"] == {}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "marian"])
+def test_pictures_and_words_of_a_model(clearhead, name):
+    target = ["--target", "a head reads every token"] if name in PAIRED else []
+    status, output, errors = clearhead("inspect", f"models/{name}", "--text", TEXT, *target)
+    assert (status, errors) == (0, "")
+    written = Path("inspected") / name
+    record = json.loads((written / "statistics.json").read_text())
+    assert sorted(file.name for file in written.iterdir()) == sorted(record["files"])
+    sides = {f"-{side}" for side in ("encoder", "decoder", "cross")} if name in PAIRED else {""}
+    pictures = {f"heads{side}.png" for side in sides} | {f"rollout{side}.png" for side in sides - {"-cross"}}
+    pictures |= {"entropy.png", "max_logit.png"}
+    assert pictures <= set(record["files"])
+    assert all((written / file).read_bytes().startswith(b"\x89PNG") for file in pictures)
+    lines = output.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[0].startswith(f"models/{name}: {CLASSES[name]}, ")
+    assert "layer  head  entropy  sink  max logit  distance  health" in lines
+    assert " ".join(lines).count("strongest pairs") == 1
+
+
+def test_the_strongest_pairs_are_those_of_the_weights(clearhead, models):
+    record = json.loads(clearhead("inspect", "models/gpt2", "--text", TEXT, "--json")[1])
+    weights = torch.stack(eager(models / "gpt2", record))[:, :, 7:]  # of rows that see at least 8 keys
+    names = record["tokens"]["source"]
+    assert names[:3] != sorted(names[:3])
+    best = weights.flatten(2).max(-1)
+    order = best.values.flatten().argsort(descending=True)
+    assert [(pair["layer"], pair["head"]) for pair in record["pairs"]] == [
+        (f"transformer.h.{i // 4}.attn", i % 4) for i in order.tolist()
+    ]
+    for pair, i in zip(record["pairs"], order.tolist(), strict=True):
+        query, key = divmod(int(best.indices.flatten()[i]), len(names))
+        assert (pair["query"], pair["key"]) == (query + 7, key)
+        assert (pair["query_token"], pair["key_token"]) == (names[query + 7], names[key])
+        assert pair["weight"] == pytest.approx(float(best.values.flatten()[i]), rel=1e-4)
+
+
+def test_tokens_are_called_by_their_text(models):
+    found = inspect(models / "gpt2", "the cät  sat")
+    assert found.reading.source is not None
+    assert "the" in found.reading.source
+    assert not any("Ġ" in name for name in found.reading.source if len(name) > 1)
+    assert inspect(models / "bert", "the zebra").reading.source == ["[CLS]", "the", "<unk>", "</s>"]
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_without_a_target_it_is_what_the_model_predicts(models, name):
+    found = inspect(models / name, TEXT)
+    words = transformers.AutoTokenizer.from_pretrained(models / name)
+    model = getattr(transformers, CLASSES[name]).from_pretrained(models / name).eval()
+    ids = torch.tensor([words(TEXT)["input_ids"]])
+    told = model.generate(input_ids=ids, do_sample=False, num_beams=1, max_new_tokens=found.model.longest)[0]
+    spoken = words.convert_ids_to_tokens(told)
+    assert (found.reading.target, found.reading.predicted) == (spoken[:-1], spoken[1:])
+    cross = [call for call in found.seen if call.role == "cross"]
+    assert {call.shape[2:] for call in cross} == {(len(spoken) - 1, ids.shape[1])}
+
+
+def test_a_target_is_shifted_by_its_beginning(models):
+    reading = inspect(models / "marian", TEXT, target="the cat").reading
+    assert reading.target == ["<pad>", "the", "cat"]
+    assert reading.predicted == ["the", "cat", "</s>"]
+
+
+def test_json_on_standard_output_writes_nothing(clearhead):
+    status, output, _ = clearhead("inspect", "models/bert", "--text", TEXT, "--json")
+    record = json.loads(output)
+    assert (status, output.count("\n"), Path("inspected").exists()) == (0, 1, False)
+    assert record["tokens"]["source"] == ["[CLS]", *TEXT.split(), "</s>"]
+    assert len(record["heads"]) == 8
+    clearhead("inspect", "models/bert", "--text", TEXT, "--out", "here", "--json")
+    written = json.loads(Path("here/statistics.json").read_text())
+    assert written.pop("made_by") == "clearhead inspect"
+    assert {**written, "files": []} == record
+
+
+def test_a_text_from_a_file(clearhead):
+    Path("text.txt").write_text(f"{TEXT}\n")
+    from_file = clearhead("inspect", "models/bert", "--file", "text.txt", "--json")
+    assert from_file == clearhead("inspect", "models/bert", "--text", TEXT, "--json")
+
+
+def test_token_numbers_where_there_is_no_tokenizer(clearhead, models):
+    shutil.copytree(models / "bert", "bare", ignore=shutil.ignore_patterns("token*"))
+    status, output, errors = clearhead("inspect", "bare", "--text", TEXT)
+    assert (status, output) == (2, "")
+    assert "bare has no tokenizer: add tokenizer.json" in errors
+    assert "--tokens 1,2,3" in errors
+    status, output, _ = clearhead("inspect", "bare", "--tokens", "3,4,5,1")
+    assert status == 0
+    assert "reads 4 tokens: 3 4 5 1" in output
+    named, _ = inspect("models/bert", tokens=[3, 4, 5, 1]), inspect("bare", tokens=[3, 4, 5, 1])
+    assert named.reading.source[0] == "[CLS]"
+
+
+def test_a_model_of_images(clearhead):
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save("picture.png")
+    status, output, errors = clearhead("inspect", "models/vit", "--image", "picture.png")
+    assert (status, errors) == (0, "")
+    assert "reads an image as 17 tokens" in output
+    assert Path("inspected/vit/heads.png").exists()
+
+
+def test_chosen_layers_and_heads(clearhead):
+    status, output, _ = clearhead(
+        "inspect", "models/bert", "--text", TEXT, "--layers", "*.layer.1.*", "--head", "bert.encoder.layer.1:2"
+    )
+    assert status == 0
+    assert "1 layer, 4 heads" in output
+    assert Path("inspected/bert/head-bert.encoder.layer.1.attention.self-2.png").exists()
+    assert not Path("inspected/bert/rollout.png").exists()  # which needs all layers
+
+
+def test_an_earlier_inspection_is_replaced_and_nothing_else(clearhead):
+    clearhead("inspect", "models/bert", "--text", TEXT, "--out", "here", "--head", "bert.encoder.layer.1:2")
+    drawn = Path("here/head-bert.encoder.layer.1.attention.self-2.png")
+    assert drawn.exists()
+    Path("here/mine.txt").write_text("mine")
+    assert clearhead("inspect", "models/bert", "--text", TEXT, "--out", "here")[0] == 0
+    assert not drawn.exists()
+    assert Path("here/mine.txt").read_text() == "mine"
+    Path("other").mkdir()
+    Path("other/mine.txt").write_text("mine")
+    refused = "error: other holds other things, such as mine.txt: choose another --out\n"
+    assert clearhead("inspect", "models/bert", "--text", TEXT, "--out", "other") == (2, "", refused)
+    Path("other/statistics.json").write_text('{"files": ["mine.txt"]}')
+    assert clearhead("inspect", "models/bert", "--text", TEXT, "--out", "other")[0] == 2
+    assert Path("other/mine.txt").exists()
+
+
+def test_a_head_in_trouble_is_named_and_drawn(clearhead, models):
+    shutil.copytree(models / "bert", "sick")
+    weights = load_file("sick/model.safetensors")
+    rows = slice(8, 16)  # of head 1
+    for part in ("query", "key"):
+        weights[f"bert.encoder.layer.1.attention.self.{part}.weight"][rows] *= 60
+    save_file(weights, "sick/model.safetensors", {"format": "pt"})
+    status, output, _ = clearhead("inspect", "sick", "--text", TEXT)
+    said = " ".join(output.split())
+    assert status == 0
+    assert "alarm: bert.encoder.layer.1.attention.self head 1: largest logit" in said
+    assert "what to try: " in said
+    assert Path("inspected/sick/head-bert.encoder.layer.1.attention.self-1.png").exists()
+    record = json.loads(Path("inspected/sick/statistics.json").read_text())
+    assert {(each["layer"], each["head"]) for each in record["findings"] if each["rule"] == "logit explosion"} == {
+        ("bert.encoder.layer.1.attention.self", 1)
+    }
+
+
+def test_colours_are_for_terminals(models):
+    found = inspect(models / "bert", TEXT)
+    assert "\x1b[" not in "".join(report(found, 80))
+    coloured = report(found, 80, colour=True)
+    assert "\x1b[" in "".join(coloured)
+    assert len(coloured) == len(report(found, 80))
+
+
+class Dangerous:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("harm"),)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "last.ckpt"])
+def test_pickled_weights_are_refused_unread(clearhead, models, name):
+    shutil.copytree(models / "bert", "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    Path("pickled", name).write_bytes(pickle.dumps(Dangerous()))
+    for path in ("pickled", f"pickled/{name}"):
+        status, output, errors = clearhead("inspect", path, "--text", TEXT)
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert f"{path} holds its weights as {name} and not as safetensors" in errors
+        assert "can run any code when it is loaded" in errors
+        assert "save_pretrained" in errors
+    assert not Path("harm").exists()
+    pickle.load(io.BytesIO(Path("pickled", name).read_bytes()))
+    assert Path("harm").exists()  # so the test would have noticed
+
+
+MISTAKES = [
+    (["models/none", "--text", "a"], "models/none does not exist"),
+    (["models", "--text", "a"], "neither config.yaml with model.safetensors"),
+    (["models/bert/config.json", "--text", "a"], "is a file; give the folder"),
+    (["models/bert"], "give one of --text, --file, --tokens and --image"),
+    (["models/bert", "--text", "a", "--tokens", "1"], "--text and --tokens were given"),
+    (["models/bert", "--text", "a", "--file", "b"], "--text and --file were given"),
+    (["models/bert", "--file", "none.txt"], "none.txt: no such file"),
+    (["models/bert", "--text", " "], "the text is empty"),
+    (["models/bert", "--text", "the " * 80], "the text has 82 tokens, and the model positions for 64"),
+    (["models/marian", "--text", "the", "--target", "the " * 80], "the target has 81 tokens"),
+    (["models/bert", "--tokens", "1,x"], "write whole numbers with commas between"),
+    (["models/bert", "--tokens", "1,999"], "token 999 is not in the model's vocabulary, 0 …"),
+    (["models/bert", "--text", "a", "--target", "b"], "BertForMaskedLM is none"),
+    (["models/bert", "--text", "a", "--layers", "bert.encoder.lair.0"], "did you mean 'bert.encoder.layer.0'?"),
+    (["models/bert", "--text", "a", "--layers", "bert.pooler*"], "has no module 'bert.pooler*'"),
+    (["models/bert", "--text", "a", "--layers", "bert.embeddings"], "under bert.embeddings"),
+    (["models/bert", "--text", "a", "--head", "bert.encoder.layer.0:4"], "has heads 0 … 3"),
+    (["models/bert", "--text", "a", "--head", "bert.encoder.layr.0:1"], "did you mean 'bert.encoder.layer.0.att"),
+    (["models/bert", "--text", "a", "--head", "3"], "write the layer and the number, such as bert.encoder.layer.0"),
+    (["models/bert", "--image", "picture.png"], "BertForMaskedLM does not read images"),
+    (["models/vit", "--text", "a"], "ViTModel does not read text"),
+    (["models/vit", "--image", "none.png"], "none.png: no such file"),
+    (["models/mamba", "--tokens", "1,2"], "no attention was seen in MambaModel"),
+    (["models/bert", "--text", "a", "--out", "models/bert"], "models/bert holds other things"),
+    ([], "RUN_OR_MODEL"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(clearhead, arguments, message):
+    status, output, errors = clearhead("inspect", *arguments)
+    assert (status, output, errors.count("\n")) == (2, "", 1), errors
+    assert errors.startswith("error: ")
+    assert message in errors
+
+
+def test_half_a_model_is_refused(models, tmp_path):
+    shutil.copytree(models / "bert", tmp_path / "half")
+    weights = load_file(tmp_path / "half/model.safetensors")
+    weights.pop("bert.encoder.layer.0.attention.self.query.weight")
+    save_file(weights, tmp_path / "half/model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"half lacks 1 weights of BertForMaskedLM, such as bert\.encoder\.layer\.0"):
+        open_model(tmp_path / "half")
+    (tmp_path / "half/model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="half cannot be loaded"):
+        open_model(tmp_path / "half")
+
+
+def test_code_that_a_folder_brings_along_is_not_run(models, tmp_path):
+    folder = tmp_path / "foreign"
+    shutil.copytree(models / "bert", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["Own"],
+        "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\n")
+    with pytest.raises(InputError, match="foreign cannot be loaded"):
+        open_model(folder)
+    assert not (tmp_path / "harm").exists()
