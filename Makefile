@@ -36,8 +36,9 @@ else
 	@echo "See what it does:   open $(RUN)/report.html in a browser"
 endif
 
+# as many tests side by side as there are cores, with a core each
 test: .venv/has-dev
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 # the long trials, which tests otherwise run in a reduced form
 trials: .venv/has-dev
