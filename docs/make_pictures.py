@@ -1,15 +1,20 @@
 """Draw the pictures of README and of these pages again: python docs/make_pictures.py [FOLDER]
 
-Those of a trained model need runs/g2p (`make train`) and are left alone without it.
+Those of a trained model need runs/g2p (`make train`) and are left alone without it. Those of PAGES are what the pages'
+own code saves: the code is run, so that a picture is what the code above it draws.
 """
 
+import contextlib
 import math
+import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import clearhead as ch
 
@@ -65,9 +70,39 @@ def word() -> Figure:
 
 PICTURES: dict[str, Callable[[], Figure]] = {"weights": weights, "patterns": patterns, "long": long, "word": word}
 
+PAGES = (HERE / "self-attention.md", HERE / "observe.md")
+COLOURS = 128  # of which a picture of a page is made: a third of the bytes, and no eye sees it
+_PYTHON = re.compile(r"^(<!-- not run: [^>]+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SHOWN = re.compile(r"src=\"pictures/(\w+\.png)\"")
+
+
+def shown(page: Path) -> list[str]:
+    """The files of the pictures that the code of a page saves, and the page shows."""
+    found = _SHOWN.findall(page.read_text(encoding="utf-8"))
+    return [name for name in found if name.removesuffix(".png") not in PICTURES]
+
+
+def run(page: Path) -> None:
+    """Run the code of a page, from top to bottom, in the present folder."""
+    names = {"__name__": "__main__"}
+    for skipped, code in _PYTHON.findall(page.read_text(encoding="utf-8")):
+        if not skipped:
+            exec(code, names)
+
+
+def make_of(page: Path, folder: Path) -> list[Path]:
+    """Draw the pictures of a page into `folder`."""
+    made = [folder.resolve() / name for name in shown(page)]
+    with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+        run(page)
+        for path in made:
+            picture = Image.open(path.name).convert("RGB")
+            picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    return made
+
 
 def make(folder: Path) -> list[Path]:
-    """Draw what can be drawn here into `folder`; returns the files."""
+    """Draw what can be drawn here into `folder`, but for PAGES; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, draw in PICTURES.items():
@@ -78,5 +113,10 @@ def make(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for path in make(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "pictures"):
+    into = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "pictures"
+    for path in make(into):
         print(path)
+    for page in PAGES:
+        with contextlib.redirect_stdout(None):
+            paths = make_of(page, into)
+        print(*paths, sep="\n")

@@ -5,20 +5,25 @@ Blocks of a page run from top to bottom, in one namespace and one folder, which 
 - `python` runs; a `text` block right behind it is what it prints, where `...` stands for anything.
 - `console` lines that begin with `$` run: `clearhead` on the tiny task, in seconds; `make` targets must be there.
 - `yaml` is a configuration, which must be valid; with title="FILE" it is also written there.
+- `math` is an equation, as is $…$ in a line: the hook of the pages must understand it.
 - a block below `<!-- not run: reason -->` is not run. How many there are is written down here.
+- of a `text` block below `<!-- figures vary … -->`, numbers and words in quotes need not be the same.
 """
 
 import doctest
 import importlib.util
+import inspect
 import re
 import shlex
 import shutil
 import sys
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass, fields
 from io import BytesIO, TextIOWrapper
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -34,26 +39,29 @@ from tiny_task import SMALL
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-NOT_RUN = {"README.md": 3, "CONTRIBUTING.md": 1, "docs/start.md": 2}
+NOT_RUN = {"README.md": 3, "CONTRIBUTING.md": 1, "docs/start.md": 2, "docs/observe.md": 1}
 G2P = dict(config.TASKS["g2p"])
 STEPS = config.Duration(amount=12, unit="steps")
 
 _FENCE = re.compile(
-    r"(?P<skip><!-- not run: [^>]+ -->\n)?^```(?P<kind>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$",
+    r"(?P<skip><!-- not run: [^>]+ -->\n)?(?P<varies><!-- figures vary [^>]+ -->\n)?"
+    r"^```(?P<kind>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_FIGURE = re.compile(r"'\w+'|\d+(\.\d+)?(e[+-]?\d+)?")
 _PICTURE_OR_LINK = re.compile(r"\]\(([^)#\s]+)|<img src=\"([^\"]+)\"")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its lines, where they begin, and whether it is run."""
+    """A fenced block: its language, its lines, where they begin, whether it is run, and whether its figures vary."""
 
     kind: str
     body: str
     title: str | None
     where: str
     runs: bool
+    varies: bool
 
 
 def blocks(page: Path) -> list[Block]:
@@ -61,9 +69,21 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in _FENCE.finditer(text):
         where = f"{page.relative_to(ROOT)}:{text[: match.start('body')].count(chr(10)) + 1}"
-        found.append(Block(match["kind"], match["body"], match["title"], where, match["skip"] is None))
+        runs, varies = match["skip"] is None, match["varies"] is not None
+        found.append(Block(match["kind"], match["body"], match["title"], where, runs, varies))
     assert text.count("\n```") == 2 * len(found), f"{page}: a block has no language, or is indented"
     return found
+
+
+def of_docs(name: str) -> ModuleType:
+    """A Python file of the docs."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+equations, make_pictures = of_docs("equations"), of_docs("make_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +136,8 @@ class Page:
         self.printed = ""
 
     def run(self, block: Block) -> None:
-        {"python": self.python, "text": self.text, "console": self.console, "yaml": self.yaml}[block.kind](block)
+        if block.kind != "math":
+            {"python": self.python, "text": self.text, "console": self.console, "yaml": self.yaml}[block.kind](block)
 
     def python(self, block: Block) -> None:
         line = int(block.where.split(":")[1])
@@ -124,7 +145,7 @@ class Page:
         self.printed = self.capsys.readouterr().out
 
     def text(self, block: Block) -> None:
-        self.compare(block.body, block.where)
+        self.compare(block.body, block.where, block.varies)
 
     def yaml(self, block: Block) -> None:
         settings.from_yaml(block.body, block.where)
@@ -154,9 +175,10 @@ class Page:
             assert run_command(*arguments) == 0, f"{where}: {self.capsys.readouterr().err}"
             self.printed = self.capsys.readouterr().out
 
-    def compare(self, expected: str, where: str) -> None:
+    def compare(self, expected: str, where: str, varies: bool = False) -> None:
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        assert doctest.OutputChecker().check_output(expected, self.printed, flags), (
+        said, printed = (_FIGURE.sub("#", x) if varies else x for x in (expected, self.printed))
+        assert doctest.OutputChecker().check_output(said, printed, flags), (
             f"{where} says\n{expected}\nbut what is printed is\n{self.printed}"
         )
 
@@ -174,12 +196,52 @@ def prepare(arguments: list[str]) -> None:
         shutil.rmtree(run)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # of Lightning, about torch
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_shows_is_so(page, beside_run, monkeypatch, capsys):
     runner = Page(monkeypatch, capsys)
     for block in blocks(page):
         if block.runs:
             runner.run(block)
+    if page in make_pictures.PAGES:
+        drawn = make_pictures.shown(page)
+        assert drawn
+        assert all(Path(name).stat().st_size > 3_000 for name in drawn)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_equations_of_a_page_are_understood(page):
+    for equation in equations.equations(page.read_text(encoding="utf-8")):
+        ET.fromstring(equations.mathml(equation).replace("\u00a0", " "))
+
+
+@pytest.mark.parametrize(
+    ("latex", "mathml"),
+    [
+        ("a_{ij}^2", "<msubsup><mi>a</mi><mrow><mi>i</mi><mi>j</mi></mrow><mn>2</mn></msubsup>"),
+        ("\\sum_j v_j", "<mrow><munder><mo>∑</mo><mi>j</mi></munder><msub><mi>v</mi><mi>j</mi></msub></mrow>"),
+        ("\\frac{1}{\\sqrt d}", "<mfrac><mn>1</mn><msqrt><mi>d</mi></msqrt></mfrac>"),
+        (
+            "\\mathrm{softmax}(S)",
+            '<mrow><mi>softmax</mi><mo stretchy="false">(</mo><mi>S</mi><mo stretchy="false">)</mo></mrow>',
+        ),
+        ("x < 1", "<mrow><mi>x</mi><mo>&#60;</mo><mn>1</mn></mrow>"),
+    ],
+)
+def test_equations_become_mathml(latex, mathml):
+    assert equations.mathml(latex) == f"<math>{mathml}</math>"
+
+
+@pytest.mark.parametrize("latex", ["\\foo", "{a", "a}", "x_", "\\frac{1}", "\\left( a", "\\begin{cases} a"])
+def test_an_equation_that_is_not_understood_is_refused(latex):
+    with pytest.raises(ValueError, match="in the equation"):
+        equations.mathml(latex)
+
+
+def test_code_and_money_are_no_equations():
+    page = "`$a$`, $b$ and\n\n```console\n$ make docs\n$ make test\n```\n\n5 $ or 6 $ each\n"
+    assert equations.equations(page) == ["b"]
+    assert equations.on_page_markdown(page) == page.replace("$b$", "<span><math><mi>b</mi></math></span>")
 
 
 def test_what_cannot_be_run_is_counted():
@@ -202,12 +264,10 @@ def test_the_first_example_runs_on_the_first_screen():
 
 
 def test_pictures_can_be_drawn_again(tmp_path):
-    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
-    pictures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pictures)
-    made = {path.name for path in pictures.make(tmp_path)}
+    made = {path.name for path in make_pictures.make(tmp_path)}
+    of_pages = {name for page in make_pictures.PAGES for name in make_pictures.shown(page)}
     shown = {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
-    assert shown - {"word.png"} == made - {"word.png"}
+    assert shown == made | of_pages | {"word.png"}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in made)
     assert all((ROOT / "docs" / "pictures" / name).stat().st_size < 200_000 for name in shown)
 
@@ -273,3 +333,48 @@ def test_every_option_of_the_program_is_documented():
         assert f"clearhead {name}" in text
         for option in (option for parameter in command.params for option in parameter.opts):
             assert not option.startswith("--") or f"`{option}" in text or f" {option}" in text, f"{name} {option}"
+
+
+def test_observe_lists_the_statistics_that_there_are():
+    listed = names([row[0] for row in rows("docs/observe.md", "statistic")])
+    assert sorted(listed) == sorted(field.name for field in fields(Statistics))
+
+
+def test_observe_lists_the_rules_with_their_thresholds_and_papers():
+    listed = rows("docs/observe.md", "rule")
+    assert [row[0].strip("`") for row in listed] == [rule.name for rule in ch.observe.RULES]
+    for rule, (_, _, threshold, severity, papers) in zip(ch.observe.RULES, listed, strict=True):
+        assert (float(threshold), severity) == (rule.threshold, rule.severity)
+        cited = re.findall(r"\[(\w+(?: \w+)? \d{4})\]", papers)
+        assert cited
+        assert all(paper in rule.paper for paper in cited)
+
+
+def test_observe_lists_the_remedies_with_their_papers():
+    homes = ("clearhead.observe.remedies", "clearhead.observe.reparam")
+    remedies = [name for name in ch.observe.__all__ if getattr(getattr(ch.observe, name), "__module__", "") in homes]
+    listed = rows("docs/observe.md", "remedy")
+    assert sorted(names([row[0] for row in listed])) == sorted(remedies)
+    for cell, _, papers in listed:
+        remedy = getattr(ch.observe, names([cell])[0])
+        sources = getattr(remedy, "paper", remedy.__doc__)
+        assert all(paper in sources for paper in re.findall(r"\[(\w+(?: \w+)? \d{4})\]", papers)), cell
+
+
+def test_observe_lists_the_laws_of_verify():
+    from clearhead.observe.verify import LAWS
+
+    assert {row[0].strip("`"): row[1] for row in rows("docs/observe.md", "law")} == LAWS
+
+
+def test_observe_lists_the_options_of_a_monitor():
+    parameters = inspect.signature(ch.observe.AttentionMonitor).parameters
+    listed = names([row[0] for row in rows("docs/observe.md", "option")])
+    assert set(listed) == set(parameters) - {"model", "compiled"}
+    assert (parameters["every"].default, parameters["rows"].default, parameters["samples"].default) == (20, 16, 32)
+
+
+def test_observe_lists_reasons_that_are_given():
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/clearhead/observe").glob("*.py"))
+    for reason, _ in rows("docs/observe.md", "reason"):
+        assert reason.strip("`") in source, reason
