@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clearhead.picture import training_report
+from clearhead.picture.colour import DARK
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -24,6 +25,19 @@ RNG = np.random.default_rng(0)
 MAPS = {path: RNG.dirichlet(np.ones(len(keys)), (3, len(rows))) for path, (rows, keys) in PATHS.items()}
 
 
+ENTROPY = RNG.random((3, 2, 2)).round(4)  # step, layer, head
+
+
+def watched(step):
+    """What a monitor records: two layers of two heads, one of which is in trouble from step 1 on."""
+    layers = {
+        name: {"normalized_entropy": ENTROPY[step, i].tolist(), "sink": [0.25, 0.5]} for i, name in enumerate("ab")
+    }
+    event = {"event": "began", "rule": "entropy collapse", "layer": "b", "turn": 0, "head": 1, "severity": "alarm"}
+    alarm = [{**event, "value": 0.0, "sentence": "b head 1: <i>sharp</i>"}] if step == 1 else []
+    return {"attention": layers, "alarms": alarm}
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -34,7 +48,7 @@ def url(tmp_path_factory):
         title="g2p",
         subtitle=evil,
         scores=[{"name": "words", "value": 0.32, "note": "", "published": False}],
-        curves=[{"step": i, "train_loss": 3.0 - i, "valid_wer": 0.5} for i in range(3)],
+        curves=[{"step": i, "train_loss": 3.0 - i, "valid_wer": 0.5, **watched(i)} for i in range(3)],
         examples=[
             {"source": evil, "prediction": ["B"], "references": [["B", "T"]]},
             {"source": "bet", "prediction": ["B", "EH1", "T"], "references": [["B", "EH1", "T"]]},
@@ -84,7 +98,7 @@ def hover(page, row, column):
 def said(page):
     """Query, weight and key as the page reads them out."""
     query, weight, key = re.match(
-        r"query '(.*)' gives ([\d.]+) to key '(.*?)'", page.locator(".read").inner_text()
+        r"query '(.*)' gives ([\d.]+) to key '(.*?)'", page.locator(".large .read").inner_text()
     ).groups()
     return query, float(weight), key
 
@@ -152,6 +166,57 @@ def test_a_chart_reads_its_lines_out(page):
     assert page.locator("[data-chart='0'] .cursor text").all_text_contents() == ["step 1", "training 2"]
 
 
+def course_said(page):
+    """Head, step, statistic and value as the section Heads reads them out."""
+    line = page.locator(".panel .read").inner_text().splitlines()[0]
+    step, statistic, value = re.match(r"step ([\d,]+): (.*) ([\d.]+)$", line).groups()
+    return page.locator(".panel h3").inner_text(), int(step), statistic, float(value)
+
+
+def test_heads_through_training_by_keyboard(page):
+    assert course_said(page) == ("b, head 1", 2, "normalized entropy", pytest.approx(ENTROPY[2, 1, 1], abs=0.6e-4))
+    page.locator(".strips").focus()
+    for key in ("Home", "ArrowUp", "ArrowUp", "ArrowRight"):
+        page.keyboard.press(key)
+    assert course_said(page) == ("a, head 1", 1, "normalized entropy", pytest.approx(ENTROPY[1, 0, 1], abs=0.6e-4))
+    for _ in range(5):
+        page.keyboard.press("ArrowUp")
+    assert course_said(page)[0] == "a, head 0"
+    page.get_by_role("button", name="first key").press("Enter")
+    assert course_said(page) == ("a, head 0", 1, "first key", 0.25)
+
+
+def test_heads_through_training_by_pointer(page):
+    strip = page.locator(".strip").nth(1)
+    strip.scroll_into_view_if_needed()
+    area = strip.bounding_box()
+    for step in range(3):
+        for head in range(2):
+            page.mouse.move(area["x"] + area["width"] * (step + 0.5) / 3, area["y"] + area["height"] * (head + 0.5) / 2)
+            want = pytest.approx(ENTROPY[step, 1, head], abs=0.6e-4)
+            assert course_said(page) == (f"b, head {head}", step, "normalized entropy", want)
+
+
+def test_an_alarm_leads_to_its_head(page):
+    assert page.locator(".alarms li").inner_text().endswith("b head 1: <i>sharp</i>")
+    assert page.locator(".strip rect.alarm").count() == 1
+    page.locator(".strips").focus()
+    page.keyboard.press("ArrowUp")
+    page.get_by_role("button", name="alarm, from step 1 to the end").click()
+    assert course_said(page)[:2] == ("b, head 1", 1)
+    assert "entropy collapse" in page.locator(".panel .read").inner_text()
+
+
+def test_the_strips_follow_the_theme(page):
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(500)
+    pixel = page.evaluate("[...document.querySelector('.strip canvas').getContext('2d').getImageData(2, 1, 1, 1).data]")
+    scale = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in DARK])
+    at = np.linspace(0, 1, len(scale))
+    want = [np.interp(ENTROPY[2, 0, 1], at, scale[:, i]) for i in range(3)]
+    assert pixel[:3] == pytest.approx(want, abs=1)
+
+
 @pytest.mark.parametrize("width", [320, 390, 800])
 def test_no_window_is_too_narrow(page, width):
     page.set_viewport_size({"width": width, "height": 800})
@@ -162,6 +227,7 @@ def test_without_a_script_the_rest_is_there(browser, url):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(url)
-    assert page.get_by_text("a script draws them").is_visible()
+    assert page.get_by_text("a script draws them").count() == 2
+    assert page.get_by_text("b head 1: <i>sharp</i>").is_visible()
     assert page.locator("[data-chart='0'] polyline").is_visible()
     context.close()

@@ -151,6 +151,33 @@ def test_long_curves_are_thinned_but_keep_their_peaks():
     assert (4321.0, 2.0) in points
 
 
+def test_what_a_monitor_records_is_charted_and_is_no_line_of_its_own(tmp_path):
+    def record(step, layers):
+        numbers = {"entropy": [1.0, 0.5], "gradient_norm": 2.0 / step}
+        return {"step": step, "attention": {f"layers.{i}": {**numbers, "weight_norm": i + step} for i in layers}}
+
+    few = [record(step, range(3)) for step in (1, 2)]
+    events = [{"event": "over", "rule": "x", "layer": "layers.0", "turn": 0, "head": 0, "severity": "note"}]
+    few[1] |= {"alarms": events, "remedies": ["one"], "progress": 1.0}
+    both = data(report(tmp_path, curves=few))["charts"]
+    for chart in both:
+        assert [line["label"] for line in chart["lines"]] == ["layers.0", "layers.1", "layers.2"]
+    assert [[point[1] for point in chart["lines"][0]["points"]] for chart in both] == [[1.0, 2.0], [2.0, 1.0]]
+    many = data(report(tmp_path, curves=[record(1, range(7))]))["charts"][0]["lines"]
+    assert [(line["label"], line["points"][0][1]) for line in many] == [
+        ("smallest of a layer", 1.0), ("median", 4.0), ("largest", 7.0)
+    ]  # fmt: skip
+
+
+def test_sections_stand_in_the_order_of_their_links(tmp_path):
+    losses = [{"step": i, "train_loss": 5.0 - i, "valid_loss": 5.0 - i} for i in range(1, 5)]
+    page = report(tmp_path, curves=losses)
+    assert re.findall(r'<section id="(\w+)"', page) == ["scores", "training", "heads", "attention", "predictions"]
+    assert re.findall(r'href="#(\w+)"', page) == ["scores", "training", "heads", "attention", "predictions"]
+    training = page.split('id="training"')[1]
+    assert training.index("Still learning") < training.index("<figure>")
+
+
 @given(st.floats(-1e6, 1e6), st.floats(1e-2, 1e6))
 def test_round_numbers_lie_inside_and_are_few(low, spread):
     numbers = round_numbers(low, low + spread, 6)

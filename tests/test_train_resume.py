@@ -15,7 +15,8 @@ from tiny_task import SMALL, at_batch, small
 
 TINY = Path(__file__).with_name("tiny_task.py")
 # Dropout draws random numbers in every step; an epoch has 15 batches, and a step takes two of them.
-LONG = [*SMALL, "data.batch_tokens=1000", "train.accumulate=2", "train.duration=40 steps", "train.average=2"]
+LONG = [*SMALL, "data.batch_tokens=1000", "train.accumulate=2", "train.duration=40 steps", "train.average=2",
+        "monitor.every=2"]  # fmt: skip
 
 
 def _train(folder: Path, *arguments: str, **environment: object) -> subprocess.CompletedProcess:
@@ -76,6 +77,8 @@ def test_interrupted_killed_and_resumed_it_is_the_run_that_never_stopped(never_s
     steps = [record["step"] for record in run.read_metrics()]
     assert steps == sorted(steps)
     assert [record["step"] for record in run.read_metrics() if "valid_loss" in record] == [14, 27, 40]
+    watched = [record["step"] for record in run.read_metrics() if "attention" in record]
+    assert watched == [1, *range(2, 41, 2)]
 
 
 class Killed(BaseException):

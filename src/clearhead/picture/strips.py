@@ -41,8 +41,8 @@ class Alarm:
     head: int | None
     severity: str
     sentence: str
-    since: float
-    until: float | None = None
+    since: int | float
+    until: int | float | None = None
 
 
 def pack(records: Records) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ class Monitor(LightningAttentionMonitor):
 
     def __init__(self, journal: Journal, settings: Monitoring) -> None:
         assert settings.every is not None
-        super().__init__(settings.every, part="model", rows=settings.rows)
+        super().__init__(settings.every, part="model", rows=settings.rows, samples=settings.samples)
         self.journal, self.settings = journal, settings
 
     def on_train_start(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
