@@ -378,3 +378,9 @@ def test_observe_lists_reasons_that_are_given():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/clearhead/observe").glob("*.py"))
     for reason, _ in rows("docs/observe.md", "reason"):
         assert reason.strip("`") in source, reason
+
+
+@pytest.mark.parametrize("room", ["nn", "observe", "picture"])
+def test_the_reference_lists_every_public_name(room):
+    listed = re.findall(rf"^::: clearhead\.{room}\.(\w+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(getattr(ch, room).__all__)
