@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from clearhead.bench import Comparison, bench_monitor, compare, peak_memory
+from clearhead.bench import Comparison, bench_monitor, compare, monitor, peak_memory, watch
 from clearhead.cli import main
 from clearhead.errors import ClearheadError
 
@@ -44,21 +45,32 @@ def test_peak_memory_is_that_of_the_work_alone(monkeypatch):
         peak_memory("test_bench", "nothing")
 
 
-def test_watching_is_compared(capsys):
+def test_watching_is_compared(monkeypatch, capsys):
+    """Memory takes processes of their own, of which the test above has some."""
     pytest.importorskip("transformers")
+    monkeypatch.setattr(
+        watch, "peak_memory", lambda *_, arm, **__: {watch.WATCHED: 2, watch.EAGER: 8}.get(arm, 1) << 20
+    )
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "watch", "--length", "64", "--layers", "1", "--rounds", "1", "--json"])
+        main(["bench", "watch", "--length", "64", "--layers", "1", "--rounds", "1", "--long", "128", "--json"])
     assert ended.value.code == 0
     found = json.loads(capsys.readouterr().out)
-    call, model = found["comparisons"]
-    assert "its statistics" in call["seconds"]
-    assert all(memory >= 0 for memory in model["memory"].values())
+    call, model, long = found["comparisons"]
+    assert call["seconds"]["its statistics"][0] > 0
+    assert all(len(seconds) == 1 for seconds in model["seconds"].values())
+    assert model["memory"][watch.WATCHED] == 2 << 20
+    assert long["memory"]["one eager matrix would hold"] == 12 * 4 * 128**2
     assert found["machine"]["threads"] >= 1
 
 
 def test_monitoring_is_compared(monkeypatch):
-    from clearhead.bench import monitor
+    def small():
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        model = torch.nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        return monitor._trained(model, lambda: model(torch.randn(1, 4, 8)).square().mean())
 
-    monkeypatch.setattr(monitor, "_encoder", monitor._g2p)
-    first, _ = bench_monitor(rounds=1)
+    monkeypatch.setattr(monitor, "_encoder", small)
+    monkeypatch.setattr(monitor, "_g2p", small)
+    first, second = bench_monitor(rounds=1)
+    assert first.title != second.title
     assert math.isfinite(first.ratio("a monitored step", to="a step without")[0])

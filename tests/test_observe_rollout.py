@@ -1,5 +1,6 @@
 """Rollout: against products of dense matrices in float64."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -43,7 +44,7 @@ def test_rows_of_rollout_are_those_of_the_product_of_matrices(seed, layers, shor
 def test_vectors_are_sent_down_in_parts_that_fit_into_memory(monkeypatch):
     seen = stack(2)
     whole = rollout(seen)
-    monkeypatch.setattr("clearhead.observe.rollout.HELD", 2 * 4 * 9 * 2)
+    monkeypatch.setattr(sys.modules["clearhead.observe.rollout"], "HELD", 2 * 4 * 9 * 2)
     torch.testing.assert_close(rollout(seen), whole)
 
 

@@ -1,5 +1,6 @@
 """Similarity of heads: against Jensen-Shannon divergences of the dense weights in float64."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,7 @@ def test_rows_are_taken_in_strips_and_may_be_a_sample(monkeypatch):
     whole = similarity(call)
     rows = [0, 3, -2]
     sampled = by_hand([call], rows)
-    monkeypatch.setattr("clearhead.observe.similarity.HELD", 1)
+    monkeypatch.setattr(sys.modules["clearhead.observe.similarity"], "HELD", 1)
     torch.testing.assert_close(similarity(call), whole)
     torch.testing.assert_close(similarity(call, rows), sampled, atol=2e-6, rtol=0)
     torch.testing.assert_close(similarity(call, torch.tensor(rows)), sampled, atol=2e-6, rtol=0)
