@@ -160,7 +160,7 @@ def joined(calls: Sequence[Call]) -> list[Call]:
 
 
 def _continues(call: Call, last: Call) -> bool:
-    """Is it the next step after `last`: more keys by its queries, or a single query? (Windows forget their first keys.)"""
+    """Is it the next step after `last`: more keys by its queries, or a single query, since windows forget keys?"""
     (_, _, n_queries, n_keys), before = call.shape, last.shape[3]
     alone = n_queries == 1 and (n_keys == before if call.role == "cross" else n_keys > 1)
     return alone or n_keys == before + n_queries
