@@ -3,7 +3,8 @@
     $\\sqrt{d}$ in a line, and a block of ```math on lines of its own
 
 What of LaTeX is understood: letters, numbers, scripts, groups, \\frac, \\sqrt, \\bar, \\text, \\mathrm, \\mathbb,
-\\left and \\right, aligned rows, and the symbols below. Anything else is refused, so that no equation is shown wrong.
+\\left and \\right, and the symbols below. Anything else is refused, so that no equation is shown wrong. Where a block
+has several equations with \\qquad between, each goes to a line of its own if there is no room beside the others.
 """
 
 import re
@@ -21,12 +22,12 @@ IDENTIFIERS = "αβδℓλπσθ∂∞⊤…⋯"
 DOUBLE = {"R": "ℝ", "E": "𝔼", "1": "𝟙"}
 LIMITS = ("sum", "prod", "max", "min", "lim")
 FUNCTIONS = ("max", "min", "lim", "log", "exp", "tanh", "cos", "sin")
-SPACES = {"\\,": "0.17em", "\\;": "0.28em", "\\ ": "0.25em", "~": "0.25em", "\\quad": "1em", "\\qquad": "2em"}
+SPACES = {"\\,": "0.17em", "\\;": "0.28em", "\\ ": "0.25em", "~": "0.25em", "\\quad": "1em"}
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[0-9]+(?:[.,][0-9]+)*|\S", re.DOTALL)
 _PARTS = re.compile(
     r"^```math\n(?P<block>.*?)^```$|^```.*?^```$|(?P<code>`+)(?!`).*?(?<!`)(?P=code)(?!`)"
-    r"|\$(?P<inline>[^$\s](?:[^$\n]*[^$\s])?)\$",
+    r"|\$(?P<inline>[^$\s](?:[^$\n]*[^$\s])?)\$(?P<after>[.,;:)]*)",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -38,16 +39,18 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _replaced(match: re.Match[str]) -> str:
     if match["block"] is not None:
-        return f'<div class="equation">{mathml(match["block"], block=True)}</div>'
+        parts = [mathml(part, block=True) for part in match["block"].split("\\qquad")]
+        return f'<div class="equation">{"".join(parts)}</div>'
     if match["inline"] is None:
         return match[0]
-    return f"<span>{mathml(match['inline'])}</span>"  # Markdown would end the paragraph before a bare <math>
+    # Markdown would end the paragraph before a bare <math>, and browsers the line before a full stop
+    return f'<span class="equation">{mathml(match["inline"])}{match["after"]}</span>'
 
 
 def equations(markdown: str) -> list[str]:
     """All equations of a page."""
-    found = [match["block"] or match["inline"] for match in _PARTS.finditer(markdown)]
-    return [equation for equation in found if equation is not None]
+    found = [match["block"] or match["inline"] or "" for match in _PARTS.finditer(markdown)]
+    return [part for equation in found for part in equation.split("\\qquad") if part]
 
 
 def mathml(latex: str, block: bool = False) -> str:
@@ -122,7 +125,6 @@ class _Reader:
             "mathrm": lambda: f"<mi>{self.words()}</mi>",
             "mathbb": lambda: f"<mi>{DOUBLE[self.words()]}</mi>",
             "left": self.fenced,
-            "begin": self.aligned,
         }
         if name in own:
             return own[name]()
@@ -151,31 +153,6 @@ class _Reader:
     def fence(self) -> str:
         token = self.next().removeprefix("\\")
         return "" if token == "." else f'<mo stretchy="true">{_escaped(SYMBOLS.get(token, token))}</mo>'
-
-    def aligned(self) -> str:
-        """Rows that are aligned at their &."""
-        for token in "{aligned}":
-            self.next(token)
-        rows: list[list[str]] = [[""]]
-        while self.tokens and self.tokens[0] != "\\end":
-            if self.tokens[0] == "&":
-                self.next()
-                rows[-1].append("")
-            elif self.tokens[0] == "\\\\":
-                self.next()
-                rows.append([""])
-            else:
-                rows[-1][-1] += self.scripted()
-        for token in ("\\end", *"{aligned}"):
-            self.next(token)
-        return f'<mtable displaystyle="true">{"".join(map(_table_row, rows))}</mtable>'
-
-
-def _table_row(cells: list[str]) -> str:
-    sides = ("right", "left")
-    return "".join(
-        ["<mtr>", *(f'<mtd style="text-align:{sides[i % 2]}">{cell}</mtd>' for i, cell in enumerate(cells)), "</mtr>"]
-    )
 
 
 def _operator(symbol: str) -> str:

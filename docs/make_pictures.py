@@ -71,7 +71,7 @@ def word() -> Figure:
 PICTURES: dict[str, Callable[[], Figure]] = {"weights": weights, "patterns": patterns, "long": long, "word": word}
 
 PAGES = (HERE / "self-attention.md", HERE / "observe.md")
-COLOURS = 128  # of which a picture of a page is made: a third of the bytes, and no eye sees it
+COLOURS = 256  # of which a picture of a page is made: a third of the bytes, and no eye sees it
 _PYTHON = re.compile(r"^(<!-- not run: [^>]+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHOWN = re.compile(r"src=\"pictures/(\w+\.png)\"")
 

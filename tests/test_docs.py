@@ -232,7 +232,7 @@ def test_equations_become_mathml(latex, mathml):
     assert equations.mathml(latex) == f"<math>{mathml}</math>"
 
 
-@pytest.mark.parametrize("latex", ["\\foo", "{a", "a}", "x_", "\\frac{1}", "\\left( a", "\\begin{cases} a"])
+@pytest.mark.parametrize("latex", ["\\foo", "{a", "a}", "x_", "\\frac{1}", "\\left( a", "\\begin{cases} a", "a & b"])
 def test_an_equation_that_is_not_understood_is_refused(latex):
     with pytest.raises(ValueError, match="in the equation"):
         equations.mathml(latex)
@@ -241,7 +241,9 @@ def test_an_equation_that_is_not_understood_is_refused(latex):
 def test_code_and_money_are_no_equations():
     page = "`$a$`, $b$ and\n\n```console\n$ make docs\n$ make test\n```\n\n5 $ or 6 $ each\n"
     assert equations.equations(page) == ["b"]
-    assert equations.on_page_markdown(page) == page.replace("$b$", "<span><math><mi>b</mi></math></span>")
+    assert equations.on_page_markdown(page) == page.replace(
+        "$b$", '<span class="equation"><math><mi>b</mi></math></span>'
+    )
 
 
 def test_what_cannot_be_run_is_counted():
