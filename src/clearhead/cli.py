@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import clearhead
-from clearhead.errors import ClearheadError, InputError
+from clearhead.errors import ClearheadError, InputError, nearest
 
 app = typer.Typer(
     name="clearhead",
@@ -161,6 +161,13 @@ def inspect(
     return report(found, shutil.get_terminal_size().columns, colour=sys.stdout.isatty())
 
 
+def _numbers(tokens: str) -> list[int]:
+    try:
+        return [int(number) for number in tokens.split(",")]
+    except ValueError:
+        raise InputError(f"--tokens {tokens}: write whole numbers with commas between, such as 1,2,3") from None
+
+
 bench = typer.Typer(help="Measure: ratios beside real peers in the same run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -204,11 +211,27 @@ def _progress() -> Any:
     return lambda words: print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
 
 
-def _numbers(tokens: str) -> list[int]:
-    try:
-        return [int(number) for number in tokens.split(",")]
-    except ValueError:
-        raise InputError(f"--tokens {tokens}: write whole numbers with commas between, such as 1,2,3") from None
+@app.command()
+def demo(
+    story: Annotated[str, typer.Argument(metavar="STORY", help="collapse: attention collapses, alarm and remedy.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the picture and the JSON go.", show_default="demos/STORY")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Where all randomness begins.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, and write nothing where there is no --out.")
+    ] = False,
+) -> list[str]:
+    """Tell a story by experiment: in a minute, what the library is for."""
+    from clearhead.demo import collapse
+
+    if story != "collapse":
+        raise InputError(f"unknown story {story!r}{nearest(story, ['collapse'])}")
+    folder = Path("demos", story) if out is None and not as_json else out
+    told = collapse(seed, out=folder, progress=_progress())
+    if as_json:
+        return [json.dumps(told.record(), allow_nan=False)]
+    return [*told.lines(shutil.get_terminal_size().columns), "", f"written to {folder}: collapse.png, collapse.json"]
 
 
 def _words(words: list[str], files: list[Path]) -> list[str]:
@@ -231,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
         results = _refuse(str(error))
     except _UsageError as error:
         results = _refuse(error.format_message())
+    except typer.Abort:  # Ctrl-C, in some versions of typer
+        results = 130
     sys.exit(results if isinstance(results, int) else _print(results or []))
 
 
