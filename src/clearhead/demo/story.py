@@ -1,8 +1,8 @@
 """Attention collapses: the alarm, the loss that says nothing for long, and the remedy that keeps the run alive.
 
-Three trainings from the same weights and the same words: one as it should be; one with twenty times its learning rate and
-without warm-up; and that one again with a remedy, which lowers the rate when the alarm is raised. Under orthogonalised
-updates (Muon, Jordan 2024) logits are known to explode so (Kimi Team 2025, Kimi K2).
+Three trainings from the same weights and the same words: one as it should be; one with twenty times its learning rate
+and without warm-up; and that one again with a remedy, which lowers the rate when the alarm is raised. Under
+orthogonalised updates (Muon, Jordan 2024) logits are known to explode so (Kimi Team 2025, Kimi K2).
 """
 
 import json

@@ -72,8 +72,9 @@ class LightningAttentionMonitor(Callback):
     def notes(self, trainer: Trainer, outputs: Any) -> dict[str, Any]:
         """What of the outputs of `training_step` becomes part of the record. Lightning has divided the loss."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        known = isinstance(loss, Tensor) and loss.numel() == 1
-        return {"loss": loss.detach() * trainer.accumulate_grad_batches} if known else {}
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            return {}
+        return {"loss": loss.detach() * trainer.accumulate_grad_batches}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.monitor is not None:

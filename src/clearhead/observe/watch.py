@@ -160,7 +160,7 @@ class Watch(AbstractContextManager[Seen]):
             yield
 
     def go_away(self, why: str) -> None:
-        """Compiled code begins to run in this thread: follow nothing until it has ended. `why` nothing is seen of it."""
+        """Compiled code begins to run in this thread: follow nothing until its end. `why` nothing is seen of it."""
         if self._frames.top is not None and self._frames.installed:
             self._frames.top.compiled = why
             self._frames.remove()

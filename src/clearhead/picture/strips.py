@@ -134,7 +134,8 @@ def _remedies(records: Records) -> Markup:
     if not done:
         return Markup()
     lines = [tag("li", tag("b", f"step {step:,}"), " ", tag("span", line)) for step, line in done]
-    return tag("details", tag("summary", f"Remedies acted {len(done)} time{'s' * (len(done) != 1)}"), tag("ul", *lines, class_="alarms"))
+    times = "1 time" if len(done) == 1 else f"{len(done)} times"
+    return tag("details", tag("summary", f"Remedies acted {times}"), tag("ul", *lines, class_="alarms"))
 
 
 def _statistic(name: str) -> dict[str, Any]:
