@@ -19,7 +19,7 @@ from clearhead.errors import InputError
 from conftest import TRIALS
 
 REAL = sources.open_source("cmudict")
-STEPS = 45
+STEPS = 35
 """Enough for the alarm, and for what follows from it at once."""
 
 
@@ -48,7 +48,7 @@ def short(tmp_path_factory):
     """A story that ends soon, and the folder that it was written to."""
     folder = tmp_path_factory.mktemp("demo") / "new"
     jaxtyping.config.update("jaxtyping_disable", True)  # checks of every call would take longer than the training
-    story = collapse(seed=0, steps=STEPS, out=folder)
+    story = collapse(seed=2, steps=STEPS, out=folder)
     jaxtyping.config.update("jaxtyping_disable", False)
     return story, folder
 
