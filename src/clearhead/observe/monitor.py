@@ -166,10 +166,12 @@ class AttentionMonitor:
         """Take the norms of weights and gradients now, rather than at the end: gradients may be clipped until then."""
         if self._seen is not None and self._norms is None:
             itself = type(self.model).__name__  # how a model that attends itself is named
-            self._norms = {
-                path: _norms(self.model if path == itself else self.model.get_submodule(path))
-                for path in self._seen.names
-            }
+            self._norms = _norms(
+                {
+                    path: self.model if path == itself else self.model.get_submodule(path)
+                    for path in dict.fromkeys(call.name for call in self._seen.calls)
+                }
+            )
 
     def finish(self, numbers: Mapping[str, Any] | None = None) -> None:
         """End the step: reduce what was seen, judge it, act, and write it down, with `numbers` from outside."""
@@ -275,15 +277,21 @@ def _first_process() -> bool:
 
 
 @torch.no_grad()
-def _norms(module: nn.Module) -> dict[str, float]:
-    """Of the module's parameters and of their gradients; what is not there, or only in part, is left out."""
-    weights: list[Tensor] = [p for p in module.parameters() if p.numel() and not hasattr(p, "to_local")]
-    grads = [p.grad for p in weights if p.grad is not None and not p.grad.is_sparse]
-    found = {}
-    for name, tensors in (("weight_norm", weights), ("gradient_norm", grads)):
-        if tensors:
-            parts = torch._foreach_norm(tensors, 2, torch.float32)
-            found[name] = float(torch.linalg.vector_norm(torch.stack([part.to(parts[0].device) for part in parts])))
+def _norms(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """Of each module's parameters, and of their gradients; what is not there, or only in part, is left out."""
+    places, tensors = [], list[Tensor]()
+    for path, module in modules.items():
+        weights = [p for p in module.parameters() if p.numel() and not hasattr(p, "to_local")]
+        grads = [p.grad for p in weights if p.grad is not None and not p.grad.is_sparse]
+        for name, parts in (("weight_norm", weights), ("gradient_norm", grads)):
+            places += [(path, name)] * len(parts)
+            tensors += parts
+    found: dict[str, dict[str, float]] = {path: {} for path in modules}
+    if tensors:
+        norms = torch._foreach_norm(tensors, 2, torch.float32)
+        numbers = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
+        for (path, name), norm in zip(places, numbers, strict=True):
+            found[path][name] = math.hypot(found[path].get(name, 0.0), norm)
     return found
 
 
