@@ -84,6 +84,34 @@ def test_a_heatmap(clearhead, tmp_path):
     assert (status, output, errors) == (2, "", "error: --heatmap draws one word, not 2\n")
 
 
+def test_what_the_heads_of_a_run_do_with_a_word(clearhead, runs, tmp_path):
+    out = tmp_path / "inspected"
+    status, output, errors = clearhead("inspect", "runs/run", "--text", "fade", "--out", str(out))
+    assert (status, errors) == (0, "")
+    assert "reads 4 tokens: f a d e" in output
+    record = json.loads((out / "statistics.json").read_text())
+    model = load(runs / "run")
+    said = model.predict(["fade"])[0]
+    assert record["tokens"] == {
+        "source": ["f", "a", "d", "e"],
+        "target": ["begin", *said.split()],
+        "predicted": [*said.split(), "end"],
+    }
+    maps = model.maps("fade")
+    assert list(dict.fromkeys(head["name"] for head in record["heads"])) == list(maps)
+    for head in record["heads"]:
+        weights = maps[head["name"]].weights()[0, head["head"]].double()
+        entropy = float(torch.special.entr(weights).sum(-1).mean())
+        assert head["entropy"]["mean"] == pytest.approx(entropy, rel=1e-4)
+    sides = {f"{what}-{side}.png" for what in ("heads", "rollout") for side in ("encoder", "decoder")}
+    assert sides | {"heads-cross.png"} <= set(record["files"])
+
+
+def test_a_pronunciation_is_read_as_given(clearhead):
+    _, output, _ = clearhead("inspect", "runs/run", "--text", "bead", "--target", "B E1 A1", "--json")
+    assert json.loads(output)["tokens"]["predicted"] == ["B", "E1", "A1", "end"]
+
+
 def test_scores(clearhead, runs):
     status, output, errors = clearhead("evaluate", "runs/run", "--json")
     scores = json.loads(output)
@@ -114,6 +142,11 @@ def test_scores(clearhead, runs):
         (["predict", "runs/run", "--file", "none.txt"], "none.txt: no such file"),
         (["predict", "runs/run"], "standard input: no words"),
         (["predict"], "RUN"),
+        (["inspect", "runs/none", "--text", "a"], "runs/none does not exist"),
+        (["inspect", "runs/run", "--text", "abcdefabcdefabcdef"], "has 18 tokens, the model reads 12"),
+        (["inspect", "runs/run", "--text", "a", "--target", "XX"], "unknown symbol 'XX'"),
+        (["inspect", "runs/run", "--tokens", "1,2"], "reads words: give --text"),
+        (["inspect", "runs/run", "--text", "a", "--head", "encoder.layers.0.attention:7"], "has heads 0 … 1"),
         ([], "command"),
     ],
 )
@@ -146,7 +179,28 @@ def test_version_and_help_import_no_torch():
     assert _python("-c", code, "--version").stdout.decode() == f"clearhead {__version__}\n[]\n"
     output = _python("-c", code, "--help").stdout.decode()
     assert output.endswith("[]\n")
-    assert all(command in output for command in ("train", "evaluate", "predict"))
+    assert all(command in output for command in ("train", "evaluate", "predict", "inspect", "demo"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "demo"])
+def test_help_of_a_command_imports_no_torch(command):
+    code = (
+        "import sys\nfrom clearhead.cli import main\n"
+        "try: main(sys.argv[1:])\nfinally: print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    output = _python("-c", code, command, "--help").stdout.decode()
+    assert "--out" in output
+    assert output.splitlines()[-1] == "[]"
+
+
+def test_inspecting_a_run_needs_neither_trainer_nor_transformers(runs, tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(TINY.parent)!r}); import tiny_task\nfrom clearhead.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print([m for m in ('lightning', 'transformers', 'matplotlib') if m in sys.modules])"
+    )
+    done = _python("-c", code, "inspect", str(runs / "run"), "--text", "abc", "--json")
+    assert done.stdout.decode().splitlines()[-1] == "[]", done.stderr.decode()
 
 
 def test_predicting_needs_no_training_engine(runs):

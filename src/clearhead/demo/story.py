@@ -138,9 +138,11 @@ class Collapse:
             return ["In the collapsing run no alarm was raised."]
         step = alarm["step"]
         lines = [f"At step {step} the alarm named a head of the collapsing run:", f"  {alarm['sentence']}"]
-        here, there = (_mean(run.losses, step) for run in (self.collapsing, self.healthy))
+        here, there = (_mean(run.losses, step, EVERY) for run in (self.collapsing, self.healthy))
         compared = "lower than" if here < there else "higher than" if here > there else "the same as"
-        lines.append(f"Its loss was then {here:.2f}, {compared} that of the healthy run ({there:.2f}).")
+        lines.append(
+            f"Its loss was then {here:.2f} (mean of {EVERY} steps), {compared} that of the healthy run ({there:.2f})."
+        )
         rose = f"rose by {MARGIN:g} above its lowest (means of {WINDOW} steps)"
         if speaks is None:
             return [*lines, f"It never {rose}."]
@@ -193,9 +195,9 @@ def loss_speaks(losses: Sequence[float]) -> int | None:
     return None if all(map(math.isfinite, losses)) else len(losses)
 
 
-def _mean(losses: Sequence[float], step: int) -> float:
-    """Of the last WINDOW losses up to a step."""
-    last = losses[max(0, step - WINDOW) : step]
+def _mean(losses: Sequence[float], step: int, window: int = WINDOW) -> float:
+    """Of the last losses up to a step."""
+    last = losses[max(0, step - window) : step]
     return math.fsum(last) / max(1, len(last))
 
 
