@@ -39,7 +39,7 @@ from tiny_task import SMALL
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-NOT_RUN = {"README.md": 3, "CONTRIBUTING.md": 1, "docs/start.md": 2, "docs/observe.md": 1}
+NOT_RUN = {"README.md": 3, "CONTRIBUTING.md": 1, "docs/start.md": 2, "docs/observe.md": 3}
 G2P = dict(config.TASKS["g2p"])
 STEPS = config.Duration(amount=12, unit="steps")
 
@@ -329,9 +329,12 @@ def test_what_the_task_sets_differently_is_documented():
 
 
 def test_every_option_of_the_program_is_documented():
-    program = typer.main.get_command(app)
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    for name, command in program.commands.items():
+    commands = dict(typer.main.get_command(app).commands)
+    for group in [name for name, command in commands.items() if hasattr(command, "commands")]:
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
+    assert "bench watch" in commands
+    for name, command in commands.items():
         assert f"clearhead {name}" in text
         for option in (option for parameter in command.params for option in parameter.opts):
             assert not option.startswith("--") or f"`{option}" in text or f" {option}" in text, f"{name} {option}"
