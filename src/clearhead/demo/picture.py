@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from clearhead.demo.story import WINDOW, Collapse
+from clearhead.demo.story import Collapse
 from clearhead.demo.training import Run
 from clearhead.observe.health import LogitExplosion
 from clearhead.picture.sheet import Sheet
@@ -21,6 +21,7 @@ WIDE, HIGH = 6.6, 1.9  # inches of a panel
 LEFT, TOP, GAP = 0.95, 0.75, 0.5
 COLORS = {"healthy": "#009e73", "collapsing": "#d55e00", "rescued": "#0072b2"}
 OTHERS = "#c9c8d1"
+SMOOTH = 10  # steps that a point of a loss is the mean of
 THRESHOLD = LogitExplosion().threshold
 
 
@@ -37,12 +38,16 @@ def picture(story: Collapse) -> Figure:
     logit.set_yscale("log", nonpositive="mask")
     logit.axhline(THRESHOLD, color=MUTED, linewidth=0.6, linestyle=(0, (4, 3)))
     _beside(logit, THRESHOLD, f"alarm above {THRESHOLD:g}", MUTED)
-    titles = ("training loss, nats", "normalized entropy of each head", "largest logit of each head")
+    titles = (
+        f"training loss, nats (means of {SMOOTH} steps)",
+        "normalized entropy of each head",
+        "largest logit of each head",
+    )
     for axes, title in zip((loss, entropy, logit), titles, strict=True):
         axes.set_title(title, loc="left", fontsize=9, color=INK)
         axes.set_xlim(0, story.steps)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _mark(axes, story)
+        _mark(axes, story, worded=axes is loss)
     entropy.yaxis.set_major_locator(MaxNLocator(4))
     loss.yaxis.set_major_locator(MaxNLocator(4))
     logit.set_xlabel("step", fontsize=9, color=MUTED)
@@ -55,12 +60,12 @@ def _loss(axes: Axes, story: Collapse) -> None:
         losses = np.array(run.losses)
         steps = np.arange(1, len(losses) + 1)
         axes.plot(steps, losses, color=COLORS[run.name], linewidth=0.4, alpha=0.35)
-        if len(losses) >= WINDOW:
-            means = np.convolve(losses, np.full(WINDOW, 1 / WINDOW), "valid")
-            axes.plot(steps[WINDOW - 1 :], means, color=COLORS[run.name], linewidth=1.6)
+        if len(losses) >= SMOOTH:
+            means = np.convolve(losses, np.full(SMOOTH, 1 / SMOOTH), "valid")
+            axes.plot(steps[SMOOTH - 1 :], means, color=COLORS[run.name], linewidth=1.6)
     finite = np.concatenate([[loss for loss in run.losses if np.isfinite(loss)] for run in story.runs])
     axes.set_ylim(float(finite.min()) - 0.1, float(np.quantile(finite, 0.985)))
-    ends = {run.name: float(np.mean(run.losses[-WINDOW:])) for run in story.runs}
+    ends = {run.name: float(np.mean(run.losses[-SMOOTH:])) for run in story.runs}
     for name, at in _apart(ends, *axes.get_ylim()).items():
         _beside(axes, at, name, COLORS[name])
 
@@ -81,7 +86,7 @@ def _heads(axes: Axes, story: Collapse, statistic: str, end: str) -> None:
 
 def _explain(axes: Axes, alarmed: bool) -> None:
     """What the lines of both panels below the loss are."""
-    handles = [Line2D([], [], color=COLORS["collapsing"], label="collapsing:\nnamed by the alarm")] if alarmed else []
+    handles = [Line2D([], [], color=COLORS["collapsing"], label="collapsing:\nalarmed head")] if alarmed else []
     handles.append(Line2D([], [], color=OTHERS, label="collapsing:\nother heads"))
     for name in ("healthy", "rescued"):
         handles.append(Line2D([], [], color=COLORS[name], linestyle="--", label=f"{name}:\nworst head"))
@@ -89,16 +94,16 @@ def _explain(axes: Axes, alarmed: bool) -> None:
     axes.legend(handles=handles, fontsize=7.5, labelcolor=INK, handlelength=1.4, **place)
 
 
-def _mark(axes: Axes, story: Collapse) -> None:
+def _mark(axes: Axes, story: Collapse, worded: bool) -> None:
     """Where the alarm was raised, and where the loss rose."""
-    top = axes.get_title(loc="left") == "training loss, nats"
-    marks = ((story.alarm["step"] if story.alarm else None, "alarm"), (story.loss_speaks, "the loss rises"))
-    for step, words in marks:
-        if step is not None:
-            axes.axvline(step, color=INK, linewidth=0.8, linestyle="-" if words == "alarm" else ":")
-            if top:
-                put: dict[str, Any] = {"xytext": (3, -3), "textcoords": "offset points", "va": "top"}
-                axes.annotate(f"{words}: {step}", (step, 1), xycoords=("data", "axes fraction"), fontsize=8, **put)
+    marks = ((story.alarm["step"] if story.alarm else None, "alarm", "-"), (story.loss_speaks, "the loss rises", ":"))
+    for step, words, line in marks:
+        if step is None:
+            continue
+        axes.axvline(step, color=INK, linewidth=0.8, linestyle=line)
+        if worded:
+            put: dict[str, Any] = {"xytext": (3, -3), "textcoords": "offset points", "va": "top"}
+            axes.annotate(f"{words}: {step}", (step, 1), xycoords=("data", "axes fraction"), fontsize=8, **put)
 
 
 def _steps(run: Run) -> list[int]:
