@@ -21,7 +21,7 @@ _FORWARDS = (nn.MultiheadAttention.forward, nn.TransformerEncoderLayer.forward, 
 
 def steps_aside(module: nn.Module) -> bool:
     """Does the module ask whether a mode is on before it takes its fast path? Subclasses that run as torch's do."""
-    return type(module).forward in _FORWARDS
+    return getattr(type(module), "forward", None) in _FORWARDS  # scripted modules have none
 
 
 def is_multi_head(module: nn.Module) -> bool:
