@@ -102,21 +102,21 @@ def peak_memory(module: str, function: str, **arguments: Any) -> int:
 
 def grown(work: Callable[[], object]) -> int:
     """By how many bytes the most memory that this process ever held grows in `work`."""
-    before = _resident()
+    before = _held("VmRSS")
     work()
-    return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT - before)
+    return max(0, _held("VmHWM") - before)
 
 
-_UNIT = 1 if sys.platform == "darwin" else 1024
+def _held(what: str) -> int:
+    """What this process holds now (VmRSS) or the most that it ever held (VmHWM, and where the system tells no more).
 
-
-def _resident() -> int:
-    """What this process holds now; where the system does not tell, the most that it ever held."""
+    On Linux not from `getrusage`: its maximum began as what the process held that started this one.
+    """
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(what)) * 1024
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine() -> dict[str, Any]:
