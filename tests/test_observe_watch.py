@@ -462,6 +462,30 @@ def test_statistics_rows_layers_and_maps_are_chosen(x):
     assert sample[0].statistics.received is None
 
 
+def test_a_seed_decides_which_rows_and_samples_and_touches_no_other_random_number(unchecked):
+    model, x = nn.Sequential(Fused(), Fused()), torch.randn(20, 30, E)
+
+    def drawn(**options):
+        with torch.no_grad(), watch(model, rows=3, samples=4, **options) as seen:
+            model(x)
+            model(x)
+        assert all(call.rows.diff().min() > 0 and call.samples.diff().min() > 0 for call in seen)
+        assert seen[0].samples.equal(seen[1].samples)  # the same in all calls of a pass
+        return [(call.rows.tolist(), call.samples.tolist()) for call in seen]
+
+    state = torch.get_rng_state()
+    once, again, other = drawn(seed=5), drawn(seed=5), drawn(seed=6)
+    assert torch.get_rng_state().equal(state)
+    assert once == again
+    assert drawn() == drawn(seed=0)
+    rows = [str(rows) for rows, _ in once + other]
+    assert len({*rows}) == 8  # others in each layer, each pass, and by each seed
+    assert len({str(samples) for _, samples in once + other}) == 4
+    for seed in ("1", 1.0, None, True):
+        with pytest.raises(InputError, match="seed"):
+            watch(model, seed=seed)
+
+
 def test_kept_maps_are_those_of_their_time(x):
     class InPlace(Fused):
         def forward(self, x):

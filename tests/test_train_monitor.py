@@ -1,6 +1,7 @@
 """Attention watched while a run learns: the run is the same, and its records are those of its batches."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -74,6 +75,28 @@ def test_its_numbers_are_those_of_the_batch_in_parts_or_whole(tmp_path):
         for name, values in numbers.items():
             if name != "weight_norm":  # which the optimizer has moved by then
                 assert first[layer][name] == pytest.approx(values, rel=2e-3), (layer, name)
+
+
+def test_parts_in_threads_are_repeated_bit_for_bit_with_remedies(tmp_path):
+    settings = ("model.dropout=0", "train.parts=4", "monitor.every=1", "monitor.rows=3", "monitor.samples=5")
+    more = ("monitor.remedies=[qk-clip, lower-learning-rate]", "train.learning_rate=2", "train.warmup=0")
+    short = ("train.duration=8 steps", "train.evaluations=1")
+
+    def once(name):
+        weights, folder = run(tmp_path / name, *settings, *more, *short)
+        timed = ("seconds", "tokens_per_second")
+        return weights, [{k: v for k, v in each.items() if k not in timed} for each in folder.read_metrics()]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        (weights, records), *others = [once(f"run-{number}") for number in range(3)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert any("remedies" in record for record in records)
+    for others_weights, others_records in others:
+        assert others_records == records
+        assert all(weights[name].equal(others_weights[name]) for name in weights)
 
 
 def test_a_remedy_ends_the_run_with_its_weights(tmp_path, monkeypatch, caplog):

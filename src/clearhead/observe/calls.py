@@ -3,7 +3,7 @@
 Shapes: B samples, H heads, Nq queries, Nk keys; R of the Nq rows are measured, all of them unless a sample was chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, overload
 
@@ -29,7 +29,8 @@ class Call:
         samples: (B,), which samples of the batch were measured; None: all.
         padding: (B or 1, R), True where the query is padding, whose row says nothing; None: no query is.
         map: its attention map, where maps are kept.
-        step: in which forward pass of the watched model it ran, from 0.
+        step: in which forward pass of the watched model it ran, from 0. At the end of the watch those of other threads
+            come last, in an order that depends on what was measured in them and not on time.
         turn: how many times the module had run in that pass before (layers that share their weights).
     """
 
@@ -145,6 +146,23 @@ class Seen(Sequence[Call]):
 def under(name: str, path: str) -> bool:
     """Is the module `name` the one at `path`, or inside it?"""
     return not path or name == path or name.startswith(f"{path}.")
+
+
+def by_pass(calls: Sequence[Call], elsewhere: Collection[int]) -> list[Call]:
+    """The calls pass by pass, numbered anew: last those of the steps `elsewhere`, in an order that is none of time."""
+    passes: dict[int, list[Call]] = {}
+    for call in calls:
+        passes.setdefault(call.step, []).append(call)
+    order = sorted(step for step in passes if step not in elsewhere)
+    order += sorted((step for step in passes if step in elsewhere), key=lambda step: _content(passes[step]))
+    return [replace(call, step=number) for number, step in enumerate(order) for call in passes[step]]
+
+
+def _content(calls: list[Call]) -> tuple[list[tuple[Any, ...]], list[bytes]]:
+    """What tells a pass from another: its shapes, and the numbers of its first call."""
+    measured = (getattr(calls[0].statistics, each.name) for each in fields(Statistics))
+    numbers = [x.detach().cpu().numpy().tobytes() for x in measured if x is not None]
+    return [(call.name, call.shape) for call in calls], numbers
 
 
 def joined(calls: Sequence[Call]) -> list[Call]:

@@ -19,12 +19,29 @@ from torch.nn.modules.module import (
 
 
 @dataclass(eq=False)
+class Pass:
+    """A forward pass: one call of the model, or of a part of it from outside, in one thread."""
+
+    step: int
+    """Its number among all, from 0, in the order in which they began."""
+    number: int
+    """Its number among those of the thread that watches; 0 in other threads, whose order is an accident of time."""
+    turns: dict[str, int] = field(default_factory=dict)
+    """How many calls of each path were recorded in it."""
+
+    def turn(self, path: str) -> int:
+        """How many calls of this path were recorded before the one that asks."""
+        turn = self.turns[path] = self.turns.get(path, -1) + 1
+        return turn
+
+
+@dataclass(eq=False)
 class Frame:
     """A module that is running: its path in the watched model, or its caller's where it is not of the model."""
 
     module: nn.Module
     path: str
-    step: int
+    run: Pass
     calls: list[int] = field(default_factory=list)
     """Which calls were seen while this module was on top."""
     attended: bool = False
@@ -34,7 +51,7 @@ class Frame:
 
 
 class Frames:
-    """The modules of `model` that run, by thread, between `install` and `remove`.
+    """The modules of `model` that run, by thread, between `start` and `end`.
 
     `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when one has computed its
     output and is still on top. A step is one call of the model, or of a part of it from outside.
@@ -47,9 +64,13 @@ class Frames:
         for path, module in model.named_modules(remove_duplicate=False):
             self.paths.setdefault(module, path)
         self._changed, self._done = changed, done
-        self._thread = threading.local()
+        self._thread, self._lock = threading.local(), threading.Lock()
         self._handles: list[Any] = []
-        self._steps = 0
+        self._watching: int | None = None  # the thread that watches
+        self._steps = self._own = 0  # passes so far, and those of that thread
+        self.elsewhere: set[int] = set()
+        """The steps that ran in other threads."""
+        self._away = 0  # threads that run what must not be followed
 
     @property
     def stack(self) -> list[Frame]:
@@ -60,35 +81,63 @@ class Frames:
 
     @property
     def top(self) -> Frame | None:
-        return self.stack[-1] if self.stack else None
+        """The running module of this thread; None after the end, which may come from another thread."""
+        return self.stack[-1] if self._watching is not None and self.stack else None
 
-    def install(self) -> None:
+    def start(self) -> None:
+        """Follow what runs from here on; this thread is the one that watches."""
+        with self._lock:
+            self._watching = threading.get_ident()
+            self._install()
+
+    def end(self) -> None:
+        """Follow nothing any more, whatever still runs in other threads."""
+        with self._lock:
+            self._watching = None
+            self._remove()
+
+    def leave(self) -> None:
+        """Follow nothing while this thread runs what must not be followed; hooks are for all threads or for none."""
+        with self._lock:
+            self._away += 1
+            self._remove()
+
+    def come_back(self) -> None:
+        """Undo `leave`."""
+        with self._lock:
+            self._away -= 1
+            if self._watching is not None and not self._away:
+                self._install()
+
+    def _install(self) -> None:
         self._handles = [
             register_module_forward_pre_hook(self._before),
             register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
 
-    def remove(self) -> None:
+    def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
             # torch (2.13) forgets this entry, and would go on taking the slow way through each call
             _global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles = []
 
-    @property
-    def installed(self) -> bool:
-        return bool(self._handles)
-
     def _before(self, module: nn.Module, args: Any) -> None:
         stack, path = self.stack, self.paths.get(module)
         if (path is None and not stack) or recomputing():
             return
-        if not stack:
-            step, self._steps = self._steps, self._steps + 1
-        else:
-            step = stack[-1].step
-        stack.append(Frame(module, stack[-1].path if path is None else path, step))
+        run = stack[-1].run if stack else self._new_pass()
+        stack.append(Frame(module, stack[-1].path if path is None else path, run))
         self._changed()
+
+    def _new_pass(self) -> Pass:
+        with self._lock:
+            step, self._steps = self._steps, self._steps + 1
+            if threading.get_ident() != self._watching:
+                self.elsewhere.add(step)
+                return Pass(step, 0)
+            number, self._own = self._own, self._own + 1
+            return Pass(step, number)
 
     def _after(self, module: nn.Module, args: Any, *rest: Any) -> None:
         # (kwargs, output), or (output,) alone where the module raised

@@ -38,16 +38,23 @@ class Weights:
     product: bool
 
 
+class _Thread(threading.local):
+    """What is known in a thread: another one's tensors must not make it forget its own."""
+
+    def __init__(self) -> None:
+        self.aside = True
+        self.products: Any = WeakIdKeyDictionary()  # tensors that come from a product, nothing but elementwise since
+        self.weights: Any = WeakIdKeyDictionary()  # tensors that come from a softmax, likewise
+        self.following = False  # is there anything in either
+
+
 class Functions(TorchFunctionMode):
     """The function mode of a watch. `active` puts it in force in this thread, or takes it out."""
 
     def __init__(self, watch: Any) -> None:
         super().__init__()
         self._watch = watch
-        self._thread = threading.local()
-        self._products: Any = WeakIdKeyDictionary()  # tensors that come from a product, nothing but elementwise since
-        self._weights: Any = WeakIdKeyDictionary()  # tensors that come from a softmax, likewise
-        self._following = False  # is there anything in either
+        self._thread = _Thread()
         self._handlers: dict[Any, Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._sdpa,
             F.multi_head_attention_forward: self._multi_head,
@@ -61,7 +68,7 @@ class Functions(TorchFunctionMode):
     def active(self, on: bool) -> None:
         """In force or not, from here on, in this thread. If another mode lies above, it only stops looking."""
         aside = not on
-        if getattr(self._thread, "aside", True) is aside:
+        if self._thread.aside is aside:
             return
         self._thread.aside = aside
         stack = _get_current_function_mode_stack()
@@ -109,10 +116,10 @@ class Functions(TorchFunctionMode):
         handler = self._handlers.get(func)
         if handler is None:
             out = func(*args, **kwargs)
-            if self._following and isinstance(out, Tensor):
+            if self._thread.following and isinstance(out, Tensor):
                 self._follow(args, out)
             return out
-        if getattr(self._thread, "aside", False) or torch.compiler.is_compiling() or self._watch.frame is None:
+        if self._thread.aside or torch.compiler.is_compiling() or self._watch.frame is None:
             return func(*args, **kwargs)
         return handler(func, args, kwargs)
 
@@ -153,19 +160,19 @@ class Functions(TorchFunctionMode):
         logits = args[0] if args else kwargs.get("input")
         axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if isinstance(out, Tensor) and out.dim() >= 3 and axis in (-1, out.dim() - 1):
-            self._weights[out] = Weights(logits, logits in self._products)
-            self._following = True
+            self._thread.weights[out] = Weights(logits, logits in self._thread.products)
+            self._thread.following = True
         return out
 
     def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         out = func(*args, **kwargs)
         operands = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         operands += [x for x in args[1] if isinstance(x, Tensor)] if len(args) == 2 and _many(args[1]) else []
-        weights = next((self._weights[x] for x in operands if x in self._weights), None)
+        weights = next((self._thread.weights[x] for x in operands if x in self._thread.weights), None)
         if weights is not None:
             self._by_hand(weights, out)
         elif isinstance(out, Tensor) and out.dim() >= 3 and not any(isinstance(x, nn.Parameter) for x in operands):
-            self._products[out] = self._following = True
+            self._thread.products[out] = self._thread.following = True
         return out
 
     def _by_hand(self, weights: Weights, out: Tensor) -> None:
@@ -184,13 +191,14 @@ class Functions(TorchFunctionMode):
 
     def _follow(self, args: Any, out: Tensor) -> None:
         """What is known of an argument is known of a result of as many numbers: scaled, masked, cast, dropped."""
+        products, weights = self._thread.products, self._thread.weights
         for x in args:
             if isinstance(x, Tensor) and x is not out and x.numel() == out.numel():
-                if x in self._weights:
-                    self._weights[out] = self._weights[x]
-                elif x in self._products:
-                    self._products[out] = True
-        self._following = bool(self._products or self._weights)
+                if x in weights:
+                    weights[out] = weights[x]
+                elif x in products:
+                    products[out] = True
+        self._thread.following = bool(products or weights)
 
 
 def four_heads(x: Tensor, heads: int | None = None) -> Tensor:

@@ -144,12 +144,11 @@ class AttentionMonitor:
         self.stop()
         self._number, self._norms = number, None
         maps = self.tensorboard is not None and self.tensorboard.wants_maps(number // self.every)
-        self._watch = self._watcher(maps)
-        self._watch._random.manual_seed(number)  # other rows at each step, the same if it is repeated
+        self._watch = self._watcher(maps, seed=number)  # other rows at each step, the same if it is repeated
         self._seen = self._watch.__enter__()
 
-    def _watcher(self, keep_maps: bool) -> Watch:
-        return watch(self.model, statistics=NAMES, keep_maps=keep_maps, **self._options)
+    def _watcher(self, keep_maps: bool, seed: int = 0) -> Watch:
+        return watch(self.model, statistics=NAMES, keep_maps=keep_maps, seed=seed, **self._options)
 
     @property
     def running(self) -> bool:

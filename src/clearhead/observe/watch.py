@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
+from hashlib import blake2b
+from threading import Lock, local
 from types import TracebackType
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from clearhead.errors import InputError, nearest
 from clearhead.kernels import Statistics
 from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
 from clearhead.observe.attended import padding
-from clearhead.observe.calls import Call, Seen, under
+from clearhead.observe.calls import Call, Seen, by_pass, under
 from clearhead.observe.compiled import compiled_code_apart
 from clearhead.observe.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.functions import Functions
@@ -47,6 +49,7 @@ def watch(
     keep_maps: bool = False,
     grad: bool = False,
     compiled: Literal["skip", "eager"] = "skip",
+    seed: int = 0,
 ) -> "Watch":
     """Within the block, record what every attention of `model` does, in numbers; the block's value is a `Seen`.
 
@@ -64,6 +67,9 @@ def watch(
         grad: let statistics carry gradients, for use in a loss (`entropy_floor`).
         compiled: what torch.compile has compiled is left as it is and listed in `seen.unseen` ("skip"), or runs
             uncompiled within the block ("eager").
+        seed: of the random choice of rows and samples. The choice depends on this, on the path, the number of the pass
+            and the length alone, never on torch's generators or on time. Passes in other threads than that of the
+            block, whose order is an accident, choose the same rows as each other where they are as long.
 
     Raises InputError for what is no module, a path that does not exist, a statistic of another name.
     """
@@ -78,12 +84,14 @@ def watch(
     for name, number in (("rows", rows), ("samples", samples)):
         if isinstance(number, int) and number < 1:
             raise InputError(f"{name} is {number}; measure at least one, or all with None")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed is {seed!r}; it must be a whole number")
     chosen = (layers,) if isinstance(layers, str) else layers
     for pattern in chosen or ():
         paths = [path for path, _ in model.named_modules()]
         if not any(_matches(path, pattern) for path in paths):
             raise InputError(f"layers: {type(model).__name__} has no module {pattern!r}{nearest(pattern, paths)}")
-    return Watch(model, statistics, rows, samples, chosen, keep_maps, grad, compiled)
+    return Watch(model, statistics, rows, samples, chosen, keep_maps, grad, compiled, seed)
 
 
 class Watch(AbstractContextManager[Seen]):
@@ -99,20 +107,19 @@ class Watch(AbstractContextManager[Seen]):
         keep_maps: bool = False,
         grad: bool = False,
         compiled: str = "skip",
+        seed: int = 0,
         outputs: Outputs | None = None,
     ) -> None:
         self.model, self.seen = model, Seen()
         self._statistics = None if statistics is None else frozenset(statistics)
         self._rows, self._samples, self._layers = rows, samples, layers
         self._keep, self.grad = keep_maps, grad
-        self._drawn: tuple[int, int, Tensor] | None = None  # step, samples of its batch, those to measure
         self._outputs = outputs
         self._frames = Frames(model, self._changed, self._done)
         self._functions = Functions(self)
         self._eager = compiled == "eager"
-        self._random = torch.Generator().manual_seed(0)
-        self._turns: dict[tuple[str, int], int] = {}
-        self._modes_above = -1
+        self._seed, self._lock = seed, Lock()
+        self._thread = local()  # .above: what to put back in a thread that runs compiled code
         self._block = ExitStack()
 
     def __enter__(self) -> Seen:
@@ -123,15 +130,18 @@ class Watch(AbstractContextManager[Seen]):
             self._block.enter_context(interface_of(self))
         self._block.enter_context(observing(self._applied))
         self._block.enter_context(compiled_code_apart(self.model, self._eager, self))
-        self._frames.install()
+        self._frames.start()
         self._block.callback(self._functions.take_out)
-        self._block.callback(self._frames.remove)
+        self._block.callback(self._frames.end)
         return self.seen
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._block.close()
+        if self._frames.elsewhere:
+            with self._lock:
+                self.seen.calls = by_pass(self.seen.calls, self._frames.elsewhere)
 
     # who is running
 
@@ -145,8 +155,9 @@ class Watch(AbstractContextManager[Seen]):
         if frame.compiled is not None and not frame.attended:
             self.cannot_see(frame.path, frame.compiled)
         if _attends_elsewhere(kwargs):
-            for i in frame.calls:
-                self.seen.calls[i] = _crossing(self.seen.calls[i])
+            with self._lock:
+                for i in frame.calls:
+                    self.seen.calls[i] = _crossing(self.seen.calls[i])
 
     @property
     def frame(self) -> Frame | None:
@@ -161,16 +172,19 @@ class Watch(AbstractContextManager[Seen]):
 
     def go_away(self, why: str) -> None:
         """Compiled code begins to run in this thread: follow nothing until its end. `why` nothing is seen of it."""
-        if self._frames.top is not None and self._frames.installed:
-            self._frames.top.compiled = why
-            self._frames.remove()
-            self._modes_above = self._functions.take_out()
+        top = self._frames.top
+        if top is not None and getattr(self._thread, "above", None) is None:
+            top.compiled = why
+            self._frames.leave()
+            self._thread.above = self._functions.take_out()
 
     def come_back(self) -> None:
         """Compiled code has ended."""
-        if self._frames.top is not None and not self._frames.installed:
-            self._frames.install()
-            self._functions.put_back(self._modes_above)
+        above = getattr(self._thread, "above", None)
+        if above is not None:
+            self._thread.above = None
+            self._frames.come_back()
+            self._functions.put_back(above)
 
     # what they do
 
@@ -202,12 +216,16 @@ class Watch(AbstractContextManager[Seen]):
 
     def _record(self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame, sinks: bool) -> None:
         A = A if self.grad else A.detach()
-        samples = self._draw(frame.step, A.full_shape[0])
+        turn, b, n_queries = frame.run.turn(name), A.full_shape[0], A.full_shape[2]
+        # the same samples in all calls of a pass that have as many
+        samples = self._drawn(self._samples, b, "samples", frame.run.number)
         A = A if samples is None else A.of(samples)
-        rows = self._choose(A.full_shape[2])
+        rows = self._rows
+        if rows is None or isinstance(rows, int):
+            rows = self._drawn(rows, n_queries, "rows", frame.run.number, name, turn)
+        rows = None if rows is None else torch.as_tensor(rows)
         measured = A.statistics(rows, received=self._measures("received") and rows is None)
         hidden = padding(A, cross) if isinstance(A, SoftmaxMap) else None
-        turn = self._turns[name, frame.step] = self._turns.get((name, frame.step), -1) + 1
         call = Call(
             name=self._shown(name),
             role="cross" if cross else "self",
@@ -218,11 +236,12 @@ class Watch(AbstractContextManager[Seen]):
             samples=samples,
             padding=hidden if hidden is None or rows is None else hidden[:, rows],
             map=A.detach(copy=True) if self._keep else None,
-            step=frame.step,
+            step=frame.run.step,
             turn=turn,
         )
-        frame.calls.append(len(self.seen.calls))
-        self.seen.calls.append(call)
+        with self._lock:
+            frame.calls.append(len(self.seen.calls))
+            self.seen.calls.append(call)
 
     def give(self, name: str, output: Tensor, heads: Callable[[Tensor], Tensor], value: Tensor | None = None) -> None:
         """Hand over what an attention put out to whoever asked; `heads` shapes it as (B, H, Nq, Dv).
@@ -247,23 +266,13 @@ class Watch(AbstractContextManager[Seen]):
     def _measures(self, name: str) -> bool:
         return self._statistics is None or name in self._statistics
 
-    def _choose(self, n_queries: int) -> Tensor | None:
-        if self._rows is None:
+    def _drawn(self, count: int | None, size: int, *what: str | int) -> Tensor | None:
+        """`count` of `size` numbers, in their order, by a generator of its own for `what` they are; None: all."""
+        if count is None or count >= size:
             return None
-        if isinstance(self._rows, int):
-            if self._rows >= n_queries:
-                return None
-            return torch.randperm(n_queries, generator=self._random)[: self._rows].sort().values
-        return torch.as_tensor(self._rows)
-
-    def _draw(self, step: int, batch: int) -> Tensor | None:
-        """The samples to measure; the same in all calls of a forward pass that have as many."""
-        if self._samples is None or self._samples >= batch:
-            return None
-        if self._drawn is None or self._drawn[:2] != (step, batch):
-            drawn = torch.randperm(batch, generator=self._random)[: self._samples].sort().values
-            self._drawn = step, batch, drawn
-        return self._drawn[2]
+        key = repr((self._seed, size, *what)).encode()
+        generator = torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=7).digest()))
+        return torch.randperm(size, generator=generator)[:count].sort().values
 
     def _shown(self, name: str) -> str:
         return name or type(self.model).__name__
