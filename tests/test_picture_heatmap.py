@@ -91,8 +91,8 @@ def test_labels_are_thinned_or_turned_where_there_is_no_room():
 
 
 def test_what_the_font_cannot_draw_is_spelt_out():
-    figure = heatmap(attention(2, 2), ["日", "\udc80"], ["é", "→"], title="本\nb")
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["\\u65e5", "\\udc80"]
+    figure = heatmap(attention(2, 2), ["\U00030000", "\udc80"], ["é", "→"], title="\U00030001\nb")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["\\U00030000", "\\udc80"]
     drawn(figure)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
+from clearhead.picture.fonts import fallback, properties
 from clearhead.picture.ticks import INK, MUTED, drawable
 
 EDGE = "#c9c8d1"
@@ -88,6 +89,14 @@ class Sheet(Figure):
         at = (left / across, 1 - top / down)
         self.legend(handles=[*marks], loc="upper left", bbox_to_anchor=at, fontsize=LEGEND, frameon=False, **style)
 
+    def draw(self, renderer: RendererBase) -> None:
+        """As every figure, each text in the fonts that it needs."""
+        for text in self.findobj(Text):
+            needed = fallback(text.get_text())
+            if needed:
+                text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *needed])])
+        super().draw(renderer)
+
     def _repr_png_(self) -> bytes:
         return png(self)
 
@@ -112,7 +121,7 @@ def drawn(text: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def inches(text: str, size: float) -> float:
     """How wide `text` is in type of `size` points."""
-    font = FontProperties(size=size)
+    font = properties(text, size)
     return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n")) / 72
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axis import Axis
-from matplotlib.font_manager import FontProperties, findfont, get_font
+
+from clearhead.picture.fonts import has
 
 INK, MUTED = "#1c1b22", "#6b6a75"
 LINE = 0.125  # inches a line of text needs
@@ -52,7 +54,12 @@ class Ticks:
 
 
 def _inches(texts: list[str], size: float) -> float:
-    return max(map(len, texts)) * size * 0.66 / 72 + 0.06
+    return max(map(_columns, texts)) * size * 0.66 / 72 + 0.06
+
+
+def _columns(text: str) -> float:
+    """How many letters of Latin `text` is as wide as: a character of East Asia fills its square."""
+    return sum(1.6 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in text)
 
 
 def step(least: float) -> int:
@@ -69,14 +76,20 @@ def visible(label: str) -> str:
     """`label` as it can be read in a picture: white space shown, unknown characters spelt out, long labels cut."""
     if not label or label.isspace():
         label = "".join(_VISIBLE.get(c, "␣") for c in label) or "∅"
-    text = drawable(label)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    shapes = [_shape(c) for c in label]
+    if sum(map(len, shapes)) <= LONGEST:
+        return "".join(shapes)
+    while sum(map(len, shapes)) >= LONGEST and len(shapes) > 1:
+        shapes.pop()
+    return "".join(shapes) + "…"
 
 
 def drawable(text: str) -> str:
-    """`text` with every character spelt out that the font has no shape for, as in \\u65e5 (matplotlib draws boxes)."""
-    font = get_font(findfont(FontProperties()))
-    return "".join(
-        c if c.isprintable() and font.get_char_index(ord(c)) else _VISIBLE.get(c) or c.encode("unicode_escape").decode()
-        for c in text
-    )
+    """`text` with every character spelt out that no font has a shape for, as in \\u65e5 (matplotlib draws boxes)."""
+    return "".join(map(_shape, text))
+
+
+def _shape(c: str) -> str:
+    if c.isprintable() and has(c):
+        return c
+    return _VISIBLE.get(c) or c.encode("unicode_escape").decode()
