@@ -560,6 +560,41 @@ def test_a_subclass_that_runs_as_torch_does_keeps_its_fast_path(x):
         assert len(seen) == 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("how", [torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(2, 9, E))])
+def test_scripted_children_are_listed_and_run_as_they_are(how, x):
+    class Scripted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(E, 3 * E)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = [part.unflatten(-1, [4, 6]).transpose(1, 2) for part in self.qkv(x).chunk(3, -1)]
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Fused(), nn.Sequential(how(Scripted().eval())), ByHand()).eval()
+    with torch.no_grad():
+        for _ in range(3):  # what is scripted is compiled at its first calls
+            before = model(x)
+        for compiled in ("skip", "eager"):
+            with watch(model, compiled=compiled) as seen:
+                after = model(x)
+            assert torch.equal(before, after)
+            assert seen.names == ["0", "2"]
+            assert "scripted" in seen.unseen["1.0"]
+            assert all(path.startswith("1.0") for path in seen.unseen)
+        with watch(model, layers="2") as seen:
+            model(x)
+        assert seen.unseen == {}
+        alone = how(Scripted().eval())
+        with watch(alone) as seen:
+            alone(x)
+    assert len(seen) == 0
+    assert "scripted" in seen.unseen[type(alone).__name__]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compiled", ["skip", "eager"])
 def test_flex_attention_called_directly_is_listed(compiled):
