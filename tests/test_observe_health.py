@@ -297,6 +297,20 @@ def test_a_fall_within_a_few_updates_is_found_before_it_is_a_collapse():
     assert steps[first][0] > EntropyCollapse().threshold
 
 
+def test_a_fall_is_a_note_where_heads_learn_and_an_alarm_where_they_collapse():
+    def found(value):
+        baseline = Baseline()
+        for _ in range(12):
+            baseline.update([call_with_entropy([0.8, 0.8])])
+        return check([call_with_entropy([value, 0.8])], [EntropyFall()], baseline)
+
+    (learns,), (collapses,) = found(0.19), found(0.09)
+    assert (learns.severity, collapses.severity) == ("note", "alarm")
+    assert "learn" in learns.sentence
+    assert "diverges" in collapses.sentence
+    assert (learns.rule, learns.head, learns.threshold) == (collapses.rule, collapses.head, collapses.threshold)
+
+
 def test_slow_sharpening_and_noise_are_natural():
     generator = torch.Generator().manual_seed(2)
     slow = [noisy([0.95 * 0.98**i, 0.3], generator, size=0.01) for i in range(100)]

@@ -224,6 +224,18 @@ def test_what_falls_below_its_threshold_gets_worse_downwards():
     assert [[event["event"] for event in events] for events in found] == [["began"], [], ["worse"], ["worse"]]
 
 
+def test_a_note_that_becomes_an_alarm_begins_as_one():
+    alarms, judged = Alarms(), {("layer", 0): [True, True]}
+    quiet = Finding("entropy fall", "layer", 1, 0.35, 0.4, (0, 0), "fell to 0.35", "note")
+    loud = Finding("entropy fall", "layer", 1, 0.3, 0.4, (0, 0), "fell to 0.3", "alarm")
+    told = [alarms.update([each], judged) for each in (quiet, quiet, loud, loud, quiet)]
+    assert [[(e["event"], e["severity"]) for e in events] for events in told] == [
+        [("began", "note")], [], [("began", "alarm")], [], []
+    ]  # fmt: skip
+    over = [alarms.update([], judged) for _ in range(PATIENCE)][-1]
+    assert [(e["event"], e["severity"]) for e in over] == [("over", "alarm")]
+
+
 def sharp(scale=40.0):
     torch.manual_seed(0)
     model = SelfAttention(16, 2)

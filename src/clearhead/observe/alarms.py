@@ -1,4 +1,7 @@
-"""Alarms over time: a rule finds the same at every step; told is when it begins, gets much worse, and ends."""
+"""Alarms over time: a rule finds the same at every step; told is when it begins, gets much worse, and ends.
+
+A note that becomes an alarm begins as one.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +58,8 @@ class Alarms:
         alarm, far = self._on.get(place), _far(finding)
         if alarm is not None:
             alarm.missed = 0
+            if alarm.severity == "note" and finding.severity == "alarm":
+                alarm = None
         if alarm is not None and far < alarm.told + math.log(WORSE):
             return None
         self._on[place] = _Alarm(far, finding.severity, judged)
