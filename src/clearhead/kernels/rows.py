@@ -85,8 +85,11 @@ def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
     if rows.pairs is None:
         count = torch.full_like(total, rows.logits.shape[-1])
     else:
-        count = rows.pairs.sum(-1).to(total.dtype).expand_as(total)
-    dot = rows.logits.mul_(rows.exp).sum(-1)
+        count = (
+            rows.pairs.expand(*rows.pairs.shape[:-1], rows.logits.shape[-1]).sum(-1).to(total.dtype).expand_as(total)
+        )
+    # a logit may be -inf by itself, and its weight 0
+    dot = rows.logits.clamp_(min=torch.finfo(total.dtype).min).mul_(rows.exp).sum(-1)
     return torch.stack([total, top, dot, sink_weight(rows, sinks), far, count])
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from clearhead.kernels import fused
 from clearhead.kernels.rows import RAW, Rows, Ways, finish, grad_logits, measure, softmax_rows
 from clearhead.kernels.score import Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
@@ -41,31 +42,63 @@ class Task:
 def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the raw statistics, and what each key received, (B, H, Nk) or empty."""
     wide = working_dtype(q.dtype)
-    k, v_wide, task = k.to(wide), v.to(wide), replace(task, visible=task.visible.placed())
-    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=q.device)
-    raw = _unseen(q, wide, task)
+    task = replace(task, visible=task.visible.placed())
+    out_dtype, q, k, v = v.dtype, q.to(wide), k.to(wide), v.to(wide)
+    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
+    sums = _unseen(q, wide, task)
+    take = _eagerly if misfit(q, k, v, task) else _fused
 
     def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
-        ways = _Ways(task, wide)
-        for i, tile in share:
-            at = (tile.b, tile.h, tile.rows)
-            rows = softmax_rows(tile, q[at].to(wide), k[_keys(tile)], task.score, task.visible)
-            if task.received:
-                received[tile.b, tile.h, tile.keys] += rows.total.reciprocal().mT.matmul(rows.exp).squeeze(-2)
-            if v.shape[-1]:
-                values = v_wide[_keys(tile)]
-                sums = grouped(_dropped(rows.exp, task, i), values).matmul(values)
-                out[at] = (sums.view(*rows.exp.shape[:3], -1) / rows.total).to(v.dtype)
-            raw[(slice(None), *at)] = (
-                _logsumexp(rows) if task.sinks is None else measure(rows, task.sinks, ways.of(tile))
-            )
-            del rows  # before the next tile's are made, which then lie in the same memory, still in the cache
+        take(share, q, k, v, task, out, sums, received)
         return received
 
     work_at_hand = list(_tiles(q, k, task))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
-    return out, raw if task.sinks is None else finish(raw), sum(parts[1:], parts[0])
+    raw = sums[1:2] + sums[:1].log() if task.sinks is None else finish(sums)
+    return out.to(out_dtype), raw, sum(parts[1:], parts[0])
+
+
+def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task) -> str | None:
+    """Why a call is not computed by `fused.c` but tensor by tensor; None: it is."""
+    if task.dropout:
+        return "weights are dropped by PyTorch's random numbers"
+    see = task.visible
+    return fused.misfit(q, k, v, task.score.bias, see.mask, see.q_positions, see.k_positions, task.sinks)
+
+
+def _fused(share: Sequence[tuple[int, Tile]], q: Tensor, k: Tensor, v: Tensor, task: Task, *found: Tensor) -> None:
+    """Some tiles, whose output, sums and received weights are written to `found`."""
+    take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, *found)
+    for _, tile in share:
+        take(tile)
+
+
+def _eagerly(
+    share: Sequence[tuple[int, Tile]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    task: Task,
+    out: Tensor,
+    sums: Tensor,
+    received: Tensor,
+) -> None:
+    """The same, tensor by tensor: the twin of `fused.c` for whatever that cannot take."""
+    ways = _Ways(task, q.dtype)
+    for i, tile in share:
+        at = (tile.b, tile.h, tile.rows)
+        rows = softmax_rows(tile, q[at], k[_keys(tile)], task.score, task.visible)
+        if task.received:
+            received[tile.b, tile.h, tile.keys] += rows.total.reciprocal().mT.matmul(rows.exp).squeeze(-2)
+        if v.shape[-1]:
+            values = v[_keys(tile)]
+            products = grouped(_dropped(rows.exp, task, i), values).matmul(values)
+            out[at] = products.view(*rows.exp.shape[:3], -1) / rows.total
+        sums[(slice(None), *at)] = (
+            _total_and_top(rows) if task.sinks is None else measure(rows, task.sinks, ways.of(tile))
+        )
+        del rows  # before the next tile's are made, which then lie in the same memory, still in the cache
 
 
 def backward(
@@ -108,19 +141,18 @@ def _keys(tile: Tile) -> tuple[slice, slice, slice]:
 
 
 def _unseen(q: Tensor, wide: torch.dtype, task: Task) -> Tensor:
-    """What `measure` finds in rows that see nothing, or their logsumexp alone."""
-    raw = torch.zeros(1 if task.sinks is None else len(RAW), *q.shape[:3], dtype=wide, device=q.device)
-    if task.sinks is None:
-        return raw.fill_(-math.inf)
-    raw[:2] = raw.new_tensor([1.0, -math.inf]).view(2, 1, 1, 1)
-    raw[RAW.index("sink")] = math.nan
-    return raw
+    """What is summed in rows that see nothing: totals and greatest logits, and with sinks all that `measure` finds."""
+    sums = torch.zeros(2 if task.sinks is None else len(RAW), *q.shape[:3], dtype=wide, device=q.device)
+    sums[:2] = sums.new_tensor([1.0, -math.inf]).view(2, 1, 1, 1)
+    if task.sinks is not None:
+        sums[RAW.index("sink")] = math.nan
+    return sums
 
 
-def _logsumexp(rows: Rows) -> Tensor:
-    """(1, b, h, r); -inf where a row sees nothing."""
-    lse = rows.shift + rows.total.log()
-    return (lse if rows.blank is None else lse.masked_fill(rows.blank, -math.inf)).squeeze(-1)[None]
+def _total_and_top(rows: Rows) -> Tensor:
+    """The first two of what `measure` returns, (2, b, h, r)."""
+    top = rows.shift if rows.blank is None else rows.shift.masked_fill(rows.blank, -math.inf)
+    return torch.stack([rows.total, top]).squeeze(-1)
 
 
 class _Ways:

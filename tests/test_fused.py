@@ -1,0 +1,231 @@
+"""The compiled pass over a tile says what its twin in PyTorch says, and what the equations say in float64."""
+
+import ctypes
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clearhead.kernels import Score, Task, Visible, compiler, fused
+from clearhead.kernels.rows import RAW
+from clearhead.kernels.stream import forward, misfit
+from clearhead.patterns import Pattern, causal, everything, window
+
+EMPTY = {"softcap": None, "bias": None, "pattern": everything(), "lengths": None, "mask": None}
+CALLS = {
+    "plain": {},
+    "one key": {"keys": 1},
+    "a chunk and a bit": {"queries": 3, "keys": 530},
+    "more rows than a block": {"queries": 700, "keys": 40},
+    "grouped heads": {"heads": 6, "kv_heads": 2},
+    "wide values": {"value_width": 80},
+    "no values": {"value_width": 0},
+    "soft cap": {"softcap": 3.0},
+    "bias": {"bias": (1, 4, 90, 77)},
+    "bias of heads": {"bias": (1, 4, 1, 77)},
+    "bias of rows": {"bias": (2, 1, 90, 1)},
+    "causal": {"pattern": causal()},
+    "window": {"pattern": window(9), "queries": 600, "keys": 600},
+    "lengths": {"lengths": (50, 77), "queries": 77},
+    "mask": {"mask": (2, 1, 90, 77)},
+    "mask of rows": {"mask": (2, 4, 90, 1)},
+    "everything": {
+        "softcap": 5.0,
+        "bias": (2, 4, 640, 640),
+        "pattern": causal(),
+        "lengths": (333, 640),
+        "queries": 640,
+        "keys": 640,
+        "mask": (1, 4, 1, 640),
+    },
+}
+
+
+def problem(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Task]:
+    """Queries, keys, values and the task of one of CALLS, drawn in float64."""
+    given = {"heads": 4, "kv_heads": 4, "queries": 90, "keys": 77, "value_width": 16, **EMPTY, **CALLS[name]}
+    draw = torch.Generator().manual_seed(len(name))
+    normal = lambda *shape: torch.randn(shape, generator=draw, dtype=torch.float64)  # noqa: E731
+    q, k = normal(2, given["heads"], given["queries"], 24), normal(2, given["kv_heads"], given["keys"], 24)
+    v = normal(2, given["kv_heads"], given["keys"], given["value_width"])
+    bias = mask = lengths = None
+    if given["bias"] is not None:
+        bias = normal(*given["bias"])
+        bias = bias.masked_fill(bias > 1.5, -math.inf).float().to(dtype)
+    if given["mask"] is not None:
+        mask = normal(*given["mask"]) < 0.7
+    if given["lengths"] is not None:
+        lengths = torch.tensor(given["lengths"])
+    pattern: Pattern = given["pattern"]
+    visible = Visible(pattern, given["queries"], given["keys"], q.device, mask, lengths, lengths)
+    sinks = torch.tensor([0, given["keys"] // 2, given["keys"] - 1]).unique()[None]
+    task = Task(visible, Score(0.4, given["softcap"], bias), sinks=sinks, distance=True, received=True)
+    return *(x.float().to(dtype) for x in (q, k, v)), task
+
+
+def twin(monkeypatch) -> None:
+    monkeypatch.setattr(fused, "_library", lambda: "not compiled: asked for the twin")
+
+
+def as_the_equations(q, k, v, task: Task) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output, raw statistics and received weights from the whole matrix."""
+    see, group = task.visible, q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    s = q @ k.mT * task.score.scale
+    s = s if task.score.softcap is None else torch.tanh(s / task.score.softcap) * task.score.softcap
+    seen = torch.ones_like(s, dtype=torch.bool)
+    if (pairs := see.dense(*s.shape[:2])) is not None:
+        seen = seen & pairs
+    if task.score.bias is not None:
+        s = s + task.score.bias
+        seen = seen & (task.score.bias != -math.inf)
+    s = s.masked_fill(~seen, -math.inf)
+    blank = ~seen.any(-1)
+    weights = s.softmax(-1).masked_fill(blank[..., None], 0)
+    far = (see.positions_of_queries()[..., :, None] - see.positions_of_keys()[..., None, :]).abs()
+    sink = task.sinks[0]
+    measured = {
+        "logsumexp": s.logsumexp(-1),
+        "max_logit": s.amax(-1),
+        "entropy": torch.special.entr(weights).sum(-1),
+        "sink": weights[..., sink].sum(-1).masked_fill(~seen[..., sink].any(-1), math.nan),
+        "distance": (weights * far).sum(-1),
+        "visible": seen.sum(-1).double(),
+    }
+    return weights @ v, torch.stack([measured[name] for name in RAW]), weights.sum(-2)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_says_what_the_equations_say(name):
+    q, k, v, task = problem(name)
+    assert misfit(q, k, v, task) is None
+    exact = problem(name, torch.float64)
+    for got, want in zip(forward(q, k, v, task), as_the_equations(*exact), strict=True):
+        seen = want.isfinite()
+        assert torch.equal(got.isfinite(), seen)
+        torch.testing.assert_close(got[seen].double(), want[seen], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_so_does_its_twin(name, monkeypatch):
+    twin(monkeypatch)
+    q, k, v, task = problem(name)
+    assert "twin" in str(misfit(q, k, v, task))
+    exact = problem(name, torch.float64)
+    for got, want in zip(forward(q, k, v, task), as_the_equations(*exact), strict=True):
+        seen = want.isfinite()
+        torch.testing.assert_close(got[seen].double(), want[seen], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "causal", "everything"])
+def test_without_statistics_it_finds_the_same_output(name):
+    q, k, v, task = problem(name)
+    out, raw, _ = forward(q, k, v, task)
+    alone, lse, received = forward(q, k, v, replace(task, sinks=None, distance=False, received=False))
+    assert torch.equal(alone, out)
+    assert torch.equal(lse, raw[:1])
+    assert received.shape[-1] == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_where_it_was_brought(value, monkeypatch):
+    """Both twins: in the rows of that query, or of the head of that key, and nowhere else."""
+    q, k, v, task = problem("a chunk and a bit")
+    q[0, 1, 2, 3] = value
+    k[1, 2, 520, 4] = value
+    first = forward(q, k, v, task)
+    twin(monkeypatch)
+    second = forward(q, k, v, task)
+    for compiled, eager in zip(first, second, strict=True):
+        assert torch.equal(compiled.isnan(), eager.isnan())
+        finite = eager.isfinite()
+        torch.testing.assert_close(compiled[finite], eager[finite], rtol=1e-5, atol=2e-5)
+    assert first[0][0, 1, 2].isnan().all()
+    assert not first[0][0, 0].isnan().any()
+
+
+def test_collapsed_rows_keep_their_digits():
+    """Where logits are large and one key has nearly all the weight, as alarms must see it."""
+    q, k, v, task = problem("a chunk and a bit")
+    q, exact = q * 30, [x.double() for x in (q * 30, k, v)]
+    _, got, _ = forward(q, k, v, task)
+    _, want, _ = as_the_equations(*exact, task)
+    entropy = RAW.index("entropy")
+    assert want[entropy].min() < 1e-3
+    torch.testing.assert_close(got[entropy].double(), want[entropy], rtol=1e-3, atol=1e-6)
+
+
+def test_rows_that_are_not_side_by_side():
+    q, k, v, task = problem("plain")
+    want = forward(q, k, v, task)
+    apart = [x.mT.contiguous().mT for x in (q, k)]
+    heads_last = v.transpose(1, 2).contiguous().transpose(1, 2)
+    for got, expected in zip(forward(*apart, heads_last, task), want, strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)
+    one = forward(q[:, :, :1].expand(-1, -1, 90, -1), k, v, task)[0]
+    torch.testing.assert_close(one[:, :, 5], one[:, :, 80])
+
+
+def test_doubles_and_dropout_are_its_twins():
+    q, k, v, task = problem("plain")
+    assert "float32" in str(misfit(q.double(), k, v, task))
+    assert "random" in str(misfit(q, k, v, replace(task, dropout=0.1)))
+
+
+# the compiler
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CLEARHEAD_COMPILE", raising=False)
+    file = tmp_path / "two.c"
+    file.write_text("int two(void) { return 2; }\n")
+    compiler.compiled.cache_clear()
+    compiler._for_this_process.cache_clear()
+    yield file
+    compiler.compiled.cache_clear()
+    compiler._for_this_process.cache_clear()
+
+
+def test_libraries_are_kept(source, tmp_path):
+    library = compiler.compiled(source)
+    assert isinstance(library, ctypes.CDLL)
+    assert library.two() == 2
+    (made,) = (tmp_path / "cache").rglob("*.so")
+    written = made.stat().st_mtime_ns
+    compiler.compiled.cache_clear()
+    compiler.compiled(source)
+    assert made.stat().st_mtime_ns == written
+    assert list((tmp_path / "cache").rglob("*")) == [made.parent, made]
+
+
+def test_a_folder_where_others_may_write_is_not_used(source, tmp_path):
+    folder = tmp_path / "cache" / "clearhead"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert compiler.compiled(source).two() == 2
+    assert not list(folder.iterdir())
+
+
+def test_why_nothing_is_compiled(source, monkeypatch, caplog):
+    monkeypatch.setenv("CLEARHEAD_COMPILE", "0")
+    assert "CLEARHEAD_COMPILE" in compiler.compiled(source)
+    monkeypatch.delenv("CLEARHEAD_COMPILE")
+    compiler.compiled.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "no-such-compiler" in compiler.compiled(source)
+    assert not caplog.records
+    compiler.compiled.cache_clear()
+    monkeypatch.delenv("CC")
+    source.write_text("int two(void) { return 2 }\n")
+    with caplog.at_level(logging.WARNING):
+        assert "error" in compiler.compiled(source)
+    assert "two.c" in caplog.text
+
+
+def test_the_source_is_where_the_package_is():
+    assert Path(fused.__file__).with_name("fused.c").exists()
