@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.cells import cell_len
 from safetensors.torch import load_file, save_file
 
 from clearhead.cli import main
 from clearhead.errors import InputError
 from clearhead.inspect import inspect, open_model, report
+from clearhead.inspect.ranking import ranked
+from clearhead.observe import Finding
 from foreign_models import BY_NAME, transformers
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -345,8 +348,104 @@ def test_half_a_model_is_refused(models, tmp_path):
     with pytest.raises(InputError, match=r"half lacks 1 weights of BertForMaskedLM, such as bert\.encoder\.layer\.0"):
         open_model(tmp_path / "half")
     (tmp_path / "half/model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="half cannot be loaded"):
+    with pytest.raises(InputError, match=r"half/model\.safetensors is no whole safetensors file .*: copy or save it"):
         open_model(tmp_path / "half")
+
+
+def spoilt(folder: Path, kind: str) -> None:
+    """Something that people do to a folder by mistake."""
+    config = folder / "config.json"
+    written = json.loads(config.read_text())
+    texts = {
+        "cut": '{\n "model_type": "bert",\n',
+        "list": "[1, 2]",
+        "unknown": json.dumps(written | {"model_type": "brt"}),
+        "wider": json.dumps(written | {"vocab_size": written["vocab_size"] + 3}),
+    }
+    if kind in texts:
+        config.write_text(texts[kind])
+    else:
+        weights = load_file(folder / "model.safetensors")
+        config.write_text(json.dumps(written | {"vocab_size": 9}))
+        for name in [name for name, value in weights.items() if value.shape[:1] == (written["vocab_size"],)]:
+            weights[name] = weights[name][:9].clone()
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cut", "spoilt/config.json:3: not JSON (expecting property name"),
+        ("list", "spoilt/config.json is JSON, but no {…}"),
+        ("unknown", "config.json says model_type 'brt', which the installed transformers does not know; did you mean"),
+        ("wider", "spoilt: config.json and the weights do not belong together: "),
+        ("fewer words", "is not in the model's vocabulary, 0 … 8: its tokenizer belongs to another model"),
+    ],
+)
+def test_a_spoilt_folder_is_one_line_that_names_the_file(clearhead, models, kind, message):
+    shutil.copytree(models / "bert", "spoilt")
+    spoilt(Path("spoilt"), kind)
+    status, output, errors = clearhead("inspect", "spoilt", "--text", TEXT)
+    assert (status, output, errors.count("\n")) == (2, "", 1), errors
+    assert message in errors
+
+
+def test_a_file_is_read_with_its_paragraphs(clearhead, models):
+    Path("text.txt").write_text("\ufeffthe cat\n\nsat on the mat\n", encoding="utf-8")
+    status, output, errors = clearhead("inspect", "models/gpt2", "--file", "text.txt", "--json")
+    assert (status, errors) == (0, "")
+    assert json.loads(output)["text"] == "the cat\n\nsat on the mat"
+    for content, message in ((b" \n\n", "text.txt: there is no text in it"), (b"a\nb\xff", "text.txt:2: not UTF-8")):
+        Path("text.txt").write_bytes(content)
+        status, output, errors = clearhead("inspect", "models/gpt2", "--file", "text.txt")
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert message in errors
+
+
+def finding(rule: str, head: int, value: float, threshold: float, severity: str = "alarm") -> Finding:
+    return Finding(rule, "layers.0", head, value, threshold, None, f"layers.0 head {head}: {rule}", severity)
+
+
+def test_the_worst_of_every_rule_comes_first():
+    found = [
+        finding("attention sink", 0, 0.9, 0.3, "note"),
+        finding("entropy collapse", 1, 0.019, 0.02),
+        finding("entropy collapse", 2, 0.001, 0.02),
+        finding("logit explosion", 3, 110.0, 100.0),
+        finding("logit explosion", 4, 1e4, 100.0),
+        finding("logit explosion", 5, 105.0, 100.0),
+        finding("not finite", 6, 3.0, 0.0),
+    ]
+    assert [each.head for each in ranked(found)] == [6, 4, 2, 3, 1, 5, 0]
+    assert ranked([]) == []
+
+
+def test_long_maps_are_drawn_in_blocks_by_position(models, tmp_path, monkeypatch):
+    """Of 300 tokens: blocks, numbers in place of tokens, logarithmic colours, and marginals of a single head."""
+    from clearhead.inspect import pictures
+
+    drawn = {}
+    for name in ("grid", "heatmap"):
+        plain = getattr(pictures, name)
+        monkeypatch.setattr(pictures, name, lambda *a, _=plain, _n=name, **k: drawn.setdefault(_n, _(*a, **k)))
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 512}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "long")
+    tokens = torch.randint(30, (300,)).tolist()
+    inspect(tmp_path / "long", tokens=tokens, heads=["transformer.h.0:1"], out=tmp_path / "out")
+    for name, cells in (("grid", 128), ("heatmap", 256)):
+        axes = drawn[name].axes[0]
+        assert max(axes.images[0].get_array().shape) <= cells
+        assert type(axes.images[0].norm).__name__ == "LogNorm"
+        assert [text.get_text() for text in axes.get_yticklabels()][:1] == ["0"]
+    assert len(drawn["heatmap"].axes[0].child_axes) == 2
+    assert drawn["heatmap"].axes[0].get_title() == ""
+
+
+def test_lines_are_as_long_as_they_look(models):
+    lines = report(inspect(models / "gpt2", "日本 the cat sat"), 76)
+    assert any("1" in line and "->" in line and line.endswith(":0") for line in lines)  # a pair and LAYER:HEAD
+    assert all(cell_len(line) <= 76 or " " not in line.strip() for line in lines)
 
 
 def test_code_that_a_folder_brings_along_is_not_run(models, tmp_path):

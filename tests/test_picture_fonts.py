@@ -49,7 +49,7 @@ def font(tmp_path, forget):
     made.setupGlyphOrder(names)
     made.setupCharacterMap(dict(zip(map(ord, OURS), names[1:], strict=True)))
     made.setupGlyf({name: square(side) for name, side in zip(names, (100, 700, 900), strict=True)})
-    made.setupHorizontalMetrics({name: (1000, 0) for name in names})
+    made.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
     made.setupHorizontalHeader(ascent=900, descent=-100)
     made.setupNameTable({"familyName": "Squares Sans", "styleName": "Regular"})
     made.setupOS2(sTypoAscender=900, usWinAscent=900, usWinDescent=100)

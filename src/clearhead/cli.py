@@ -145,12 +145,11 @@ def inspect(
     ] = False,
 ) -> list[str]:
     """Show what every head of a trained model does with one text: numbers, health, pictures."""
-    from clearhead.data import read_lines
-    from clearhead.inspect import inspect, report
+    from clearhead.inspect import inspect, read_text, report
 
     if text is not None and file is not None:
         raise InputError("--text and --file were given: give one of them")
-    text = text if file is None else "\n".join(read_lines(file))
+    text = text if file is None else read_text(file)
     chosen = None if tokens is None else _numbers(tokens)
     folder = Path("inspected", model.resolve().name) if out is None and not as_json else out
     found = inspect(

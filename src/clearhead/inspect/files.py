@@ -1,14 +1,32 @@
-"""The folder that an inspection is written to: its own, never one that holds other things."""
+"""The files of an inspection: the text that is read, and the folder that is written, never one with other things."""
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from clearhead.errors import InputError
+from clearhead.errors import DataError, InputError
 
 STATISTICS = "statistics.json"
 MADE_BY = "clearhead inspect"
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, its lines and paragraphs as they are.
+
+    Raises DataError, naming file and line, for a file that is missing, empty or not UTF-8.
+    """
+    try:
+        raw = Path(path).read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError as error:
+        line = 1 + raw[: error.start].count(b"\n")
+        raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02X}); save the file as UTF-8") from None
+    if not text.strip():
+        raise DataError(f"{path}: there is no text in it")
+    return text.strip()
 
 
 class Folder:

@@ -15,6 +15,7 @@ from torch import nn
 
 from clearhead.errors import ClearheadError, InputError, extra
 from clearhead.inspect.models import Inspected, Names, Question, Reading
+from clearhead.inspect.saved import check_loaded, check_saved
 from clearhead.observe import Seen
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.spm")
@@ -30,6 +31,7 @@ class HuggingFaceModel(Inspected):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._library: Any = extra("transformers", "transformers")
+        check_saved(path, self._library.CONFIG_MAPPING.keys())
         with _quiet(self._library), _refused(path, "cannot be loaded"):
             self._config = self._library.AutoConfig.from_pretrained(path, **LOCAL)
             self.model = _load(self._library, path, self._config)
@@ -97,6 +99,7 @@ class HuggingFaceModel(Inspected):
     def _ids(self, question: Question) -> list[int]:
         if question.tokens is None:
             ids = self._tokenizer(question.text)["input_ids"]
+            self._check_numbers(ids, ": its tokenizer belongs to another model; save the two together")
         else:
             ids = list(question.tokens)
             self._check_numbers(ids)
@@ -105,11 +108,13 @@ class HuggingFaceModel(Inspected):
         self._check_length(ids, "the text")
         return ids
 
-    def _check_numbers(self, ids: list[int]) -> None:
+    def _check_numbers(self, ids: list[int], why: str = "") -> None:
         table = self._any_model.get_input_embeddings()
         for number in ids:
             if not 0 <= number < table.num_embeddings:
-                raise InputError(f"token {number} is not in the model's vocabulary, 0 … {table.num_embeddings - 1}")
+                raise InputError(
+                    f"token {number} is not in the model's vocabulary, 0 … {table.num_embeddings - 1}{why}"
+                )
 
     def _check_length(self, ids: list[int], what: str) -> None:
         limit = _positions(self._config, self.model)
@@ -176,12 +181,9 @@ def _load(library: Any, path: Path, config: Any) -> nn.Module:
     known = isinstance(named, type) and issubclass(named, library.PreTrainedModel)
     options: dict[str, Any] = {"config": config, "use_safetensors": True, "dtype": "auto", **LOCAL}
     loader: Any = named if known else library.AutoModel
-    model, info = loader.from_pretrained(path, output_loading_info=True, **options)
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(
-            f"{path} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; random ones "
-            "in their place would say nothing: save the whole model"
-        )
+    # where shapes differ the library asks for a report that nobody reads; it is told to go on, and then judged
+    model, info = loader.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    check_loaded(path, info, type(model).__name__)
     return model.eval()
 
 

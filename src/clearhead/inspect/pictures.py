@@ -10,15 +10,17 @@ import torch
 
 from clearhead.errors import InputError
 from clearhead.inspect.models import Inspected, Names, Reading
+from clearhead.inspect.ranking import ranked
 from clearhead.observe import Call, Finding, Seen, rollout
 from clearhead.observe.records import records
 from clearhead.picture import grid, heatmap, statistic
 from clearhead.picture import rollout as draw_rollout
+from clearhead.picture.heads import ALONE, TOGETHER
 
 PANELS = 160
 """Heads in one picture; more layers go to further pictures."""
 TROUBLED = 8
-"""Heads that rules name and that get a picture of their own, alarms first."""
+"""Heads that rules name and that get a picture of their own, the worst first."""
 WHOLE = 256
 """Tokens up to which rollout is drawn for every output."""
 
@@ -64,9 +66,18 @@ def _grids(model: Inspected, reading: Reading, side: str, calls: list[Call]) -> 
             pages.append([])
         pages[-1].append(call)
     for number, page in enumerate(pages, start=1):
-        rows, columns = model.names(page[0], reading)
         maps = {label(call.name, call.turn): call.map for call in page}
-        yield _file("heads", side, number if len(pages) > 1 else None), grid(maps, rows, columns)
+        options = _options(model, reading, page[0], TOGETHER)
+        yield _file("heads", side, number if len(pages) > 1 else None), grid(maps, **options)
+
+
+def _options(model: Inspected, reading: Reading, call: Call, told_apart: int) -> dict[str, Any]:
+    """How a map is drawn: with its tokens, or where blocks of many are drawn with positions, on a logarithmic scale,
+    because the more keys there are the less weight each of them has."""
+    if max(call.shape[2:]) > told_apart:
+        return {"log": True}
+    rows, columns = model.names(call, reading)
+    return {"rows": rows, "columns": columns}
 
 
 def _statistics(seen: Seen, findings: Sequence[Finding]) -> Iterator[Picture]:
@@ -93,9 +104,9 @@ def _large(
     chosen: Sequence[Head],
     notes: list[str],
 ) -> Iterator[Picture]:
-    """The chosen heads, and the first that rules name."""
+    """The chosen heads, and the worst that rules name, with their marginals."""
     why: dict[tuple[str, int, int], list[str]] = {}
-    for finding in sorted(findings, key=lambda each: each.severity != "alarm"):
+    for finding in ranked(findings):
         if finding.head is not None:
             why.setdefault((finding.layer, finding.turn, finding.head), []).append(finding.rule)
     calls = {(call.name, call.turn): call for call in seen}
@@ -103,11 +114,12 @@ def _large(
     if len(troubled) > TROUBLED:
         notes.append(f"{len(troubled) - TROUBLED} more heads that rules name are not drawn; choose some with --head")
     for call, head in dict.fromkeys([*chosen, *troubled[:TROUBLED]]):
-        rows, columns = model.names(call, reading)
         named = label(call.name, call.turn)
         rules = why.get((call.name, call.turn, head), [])
         title = f"{named} head {head}" + (f": {', '.join(rules)}" if rules else "")
-        yield f"head-{named.replace(' ', '-')}-{head}.png", heatmap(call.map, rows, columns, head=head, title=title)
+        options = _options(model, reading, call, ALONE)
+        figure = heatmap(call.map, head=head, title=title, marginals=True, **options)
+        yield f"head-{named.replace(' ', '-')}-{head}.png", figure
 
 
 def _rollout(side: str, calls: list[Call], names: Names, notes: list[str]) -> Iterator[Picture]:

@@ -2,10 +2,12 @@
 
 import io
 from collections.abc import Sequence
-from textwrap import wrap
 from typing import Any
 
-from clearhead.inspect.look import Inspection
+from rich.cells import cell_len
+
+from clearhead.inspect.look import Attended, Inspection
+from clearhead.inspect.ranking import ranked
 from clearhead.observe import Finding
 from clearhead.observe.health import RULES, advice
 from clearhead.observe.pairs import Pair
@@ -14,6 +16,8 @@ SENTENCES = 8
 """Findings said in full."""
 TOKENS = 40
 """Tokens written out."""
+LONGEST = 24
+"""Characters of a token that are written in a pair."""
 
 
 def report(found: Inspection, width: int = 80, colour: bool = False) -> list[str]:
@@ -24,12 +28,12 @@ def report(found: Inspection, width: int = 80, colour: bool = False) -> list[str
     lines += _rendered(found.seen.table(), width, colour)
     if found.findings:
         lines += ["", *_said(found.findings, width)]
-    lines += ["", "strongest pairs (query -> key), one of each head:"]
-    lines += [f"  {each.layer} head {each.pair.head}: {_pair(each.pair)}" for each in found.pairs]
+    if found.pairs:
+        lines += ["", "strongest pairs (query -> key), one of each head, by LAYER:HEAD", *_pairs(found.pairs, width)]
     if found.files:
         names = ", ".join(file.name for file in found.files)
-        lines += ["", *wrap(f"written to {found.files[0].parent}: {names}", width, subsequent_indent="  ")]
-    return lines + [part for note in found.notes for part in wrap(note, width, subsequent_indent="  ")]
+        lines += ["", *_wrapped(f"written to {found.files[0].parent}: {names}", width)]
+    return lines + [part for note in found.notes for part in _wrapped(note, width)]
 
 
 def _read(found: Inspection, width: int) -> list[str]:
@@ -39,9 +43,9 @@ def _read(found: Inspection, width: int) -> list[str]:
     for what, names in (("reads", reading.source), ("target:", reading.target)):
         if names is not None:
             shown = " ".join(names[:TOKENS]) + (" ..." if len(names) > TOKENS else "")
-            lines += wrap(f"{what} {_count(len(names))}: {shown}", width, subsequent_indent="  ")
+            lines += _wrapped(f"{what} {_count(len(names))}: {shown}", width)
     if reading.predicted is not None:
-        lines += wrap("rows of cross-attention are named by the token that they are to predict", width)
+        lines += _wrapped("rows of cross-attention are named by the token that they are to predict", width)
     return lines
 
 
@@ -50,25 +54,53 @@ def _count(tokens: int) -> str:
 
 
 def _said(findings: Sequence[Finding], width: int) -> list[str]:
-    """The findings, alarms first, and what to try; what they mean stands below the table already."""
-    ordered = sorted(findings, key=lambda each: each.severity != "alarm")
+    """The worst findings, alarms first, and what to try; what they mean stands below the table already."""
     meanings = {rule.name: f": {rule.meaning}" for rule in RULES}
+    shown = ranked(findings)[:SENTENCES]
+    together = dict.fromkeys((finding.severity, finding.rule) for finding in shown)
     lines = []
-    for finding in ordered[:SENTENCES]:
+    for finding in sorted(shown, key=lambda each: [*together].index((each.severity, each.rule))):
         sentence = finding.sentence.removesuffix(meanings[finding.rule])
-        lines += wrap(f"{finding.severity}: {sentence}", width, subsequent_indent="  ")
-    if len(ordered) > SENTENCES:
-        lines.append(f"and {len(ordered) - SENTENCES} more, all in the JSON")
+        lines += _wrapped(f"{finding.severity}: {sentence}", width)
+    if len(findings) > SENTENCES:
+        lines.append(f"and {len(findings) - SENTENCES} more like these, all in the JSON")
     lines += ["", "what to try:"]
     for line in advice(findings):
-        lines += wrap(line, width, initial_indent="  ", subsequent_indent="    ")
+        lines += _wrapped(line, width, indent=2)
+    return lines
+
+
+def _pairs(pairs: Sequence[Attended], width: int) -> list[str]:
+    """A line for each pair, the heads below each other."""
+    said = [_pair(each.pair) for each in pairs]
+    heads = [f"{each.layer}:{each.pair.head}" for each in pairs]
+    wide = min(max(map(cell_len, said)), width - 10 - max(map(cell_len, heads)))
+    lines = []
+    for each, words, head in zip(pairs, said, heads, strict=True):
+        line = f"  {each.pair.weight:.2f}  {words}{' ' * (wide - cell_len(words))}  {head}"
+        lines += [line] if cell_len(line) <= width else _wrapped(line, width, indent=2)
     return lines
 
 
 def _pair(pair: Pair) -> str:
     ends = ((pair.query, pair.query_token), (pair.key, pair.key_token))
-    query, key = (str(number) if token is None else f"{token} ({number})" for number, token in ends)
-    return f"{query} -> {key}, {pair.weight:.2f}"
+    query, key = (str(number) if token is None else f"{_cut(token)} ({number})" for number, token in ends)
+    return f"{query} -> {key}"
+
+
+def _cut(token: str) -> str:
+    return token if len(token) <= LONGEST else f"{token[: LONGEST - 1]}…"
+
+
+def _wrapped(text: str, width: int, indent: int = 0) -> list[str]:
+    """`text` in lines of `width` columns, broken at spaces alone; characters of East Asia and emoji fill two."""
+    lines, line = [], " " * indent
+    for word in text.split():
+        if line.strip() and cell_len(line) + 1 + cell_len(word) > width:
+            lines.append(line)
+            line = " " * (indent + 2)
+        line += word if not line.strip() else f" {word}"
+    return [*lines, line]
 
 
 def _rendered(table: Any, width: int, colour: bool) -> list[str]:

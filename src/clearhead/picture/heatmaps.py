@@ -48,6 +48,8 @@ def heatmap(
     """
     heads = read(weights, choice=Choice(sample, head, hide_sinks, marginals))
     panels = _panels(heads)
+    if title is not None and len(panels) == 1:  # which says what there is to say
+        panels = [replace(panels[0], title="")]
     across = _columns(len(panels))
     lines = [panels[i : i + across] for i in range(0, len(panels), across)]
     return _drawn(lines, [heads], rows, columns, title, log)
