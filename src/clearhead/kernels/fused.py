@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearhead.kernels.compiler import compiled
 from clearhead.kernels.score import Score
-from clearhead.kernels.tiles import Tile
+from clearhead.kernels.tiles import PAIRS, ROWS, Tile
 from clearhead.kernels.visible import Visible, cut
 
 
@@ -75,6 +75,12 @@ def misfit(*tensors: Tensor | None) -> str | None:
     return None if _gemm() else "PyTorch's BLAS hides its matrix products"
 
 
+def tile_size(visible: Visible) -> dict[str, int]:
+    """Options of `tiles`. Blocks of rows and keys are taken inside; a tile is what one call is worth making for."""
+    rows = 2 * ROWS if visible.full else ROWS  # under a pattern, more rows would see more keys that most do not
+    return {"most_rows": rows, "pairs": 4 * PAIRS}
+
+
 class Pass:
     """A pass over tiles, float32, that writes what it finds.
 
@@ -101,56 +107,61 @@ class Pass:
         sums: Tensor,
         received: Tensor,
     ) -> None:
-        self._q, self._k, self._v = (_rows_apart(x) for x in (q, k, v))
+        q, k, v = (_rows_apart(x) for x in (q, k, v))
         self._visible, self._score, self._sinks = visible, score, sinks
-        self._out, self._sums, self._received = out, sums, received
+        self._q, self._k, self._v, self._out = (_Laid(x) for x in (q, k, v, out))
+        self._sums, self._received = _Laid(sums[0]), _Laid(received[:, :, None]) if received.shape[-1] else None
         self._q_at = self._k_at = None
         if distance and sinks is not None:
-            self._q_at = visible.positions_of_queries()[:, :, None].float().contiguous()
-            self._k_at = visible.positions_of_keys()[:, :, None].float().contiguous()
+            self._q_at = _Laid(visible.positions_of_queries()[:, :, None].float().contiguous())
+            self._k_at = _Laid(visible.positions_of_keys()[:, :, None].float().contiguous())
+        self._fixed = {
+            "gemm": _gemm(),
+            "group": q.shape[1] // k.shape[1],
+            "width": q.shape[3],
+            "value_width": v.shape[3],
+            "scale": score.scale,
+            "softcap": score.softcap or 0.0,
+            "sums_step": sums.stride(0),
+        }
         self._room = torch.empty(0)
 
     def __call__(self, tile: Tile) -> None:
         """Takes the rows of a tile."""
-        at, below = (tile.b, tile.h, tile.rows), (tile.b, tile.kv, tile.keys)
-        q, k, v, sums = self._q[at], self._k[below], self._v[below], self._sums[:, *at]
-        every, pairs, bias, first = slice(0, 1), self._pairs(tile), self._bias(tile), tile.keys.start
-        sinks = None if self._sinks is None else cut(self._sinks, tile.b).contiguous()
+        b, h, row, first = tile.b.start, tile.h.start, tile.rows.start, tile.keys.start
+        pairs, bias = self._pairs(tile), self._bias(tile)
         call = _Call(
-            gemm=_gemm(),
-            samples=q.shape[0],
-            heads=q.shape[1],
-            group=q.shape[1] // k.shape[1],
-            rows=q.shape[2],
-            keys=k.shape[2],
-            width=q.shape[3],
-            value_width=v.shape[3],
+            samples=tile.b.stop - b,
+            heads=tile.h.stop - h,
+            rows=tile.rows.stop - row,
+            keys=tile.keys.stop - first,
             first_key=first,
-            scale=self._score.scale,
-            softcap=self._score.softcap or 0.0,
-            q=_tensor(q),
-            k=_tensor(k),
-            v=_tensor(v),
-            out=_tensor(self._out[at]),
-            seen=_tensor(pairs),
+            q=self._q.part(b, h, row),
+            k=self._k.part(b, tile.kv.start, first),
+            v=self._v.part(b, tile.kv.start, first),
+            out=self._out.part(b, h, row),
+            sums=self._sums.part(b, h, row),
             seen_from=tile.partly.start - first,
             seen_to=tile.partly.stop - first,
-            bias=_tensor(bias),
-            q_at=_tensor(self._q_at, tile.b, tile.h, every, tile.rows),
-            k_at=_tensor(self._k_at, tile.b, tile.h, every, tile.keys),
-            sums=_Tensor(sums.data_ptr(), *sums.stride()[1:]),
-            sums_step=sums.stride(0),
+            **self._fixed,
         )
-        if self._received.shape[-1]:
-            call.received = _tensor(self._received[:, :, None], tile.b, tile.h, every, tile.keys)
-        if sinks is not None:
+        if pairs is not None:
+            call.seen = _Laid(pairs).part()
+        if bias is not None:
+            call.bias = _Laid(bias).part()
+        if self._q_at is not None and self._k_at is not None:
+            call.q_at, call.k_at = self._q_at.part(b, h, 0, row), self._k_at.part(b, h, 0, first)
+        if self._received is not None:
+            call.received = self._received.part(b, h, 0, first)
+        if self._sinks is not None:
+            sinks = cut(self._sinks, tile.b).contiguous()
             call.sinks, call.n_sinks = sinks.data_ptr(), sinks.shape[1]
             call.sinks_sample = sinks.shape[1] if sinks.shape[0] > 1 else 0
-        library = _library()
-        if (need := library.room_for(ctypes.byref(call))) > self._room.numel():
+        library, given = _library(), ctypes.byref(call)
+        if (need := library.room_for(given)) > self._room.numel():
             self._room = torch.empty(need)
         call.room = self._room.data_ptr()
-        library.rows(ctypes.byref(call))
+        library.rows(given)
 
     def _pairs(self, tile: Tile) -> Tensor | None:
         """Which pairs are visible among the keys that not every row of the tile sees, as bytes."""
@@ -161,6 +172,20 @@ class Pass:
     def _bias(self, tile: Tile) -> Tensor | None:
         bias = self._score.bias
         return None if bias is None else _adjacent(tile.of(bias).float(), tile.keys.stop - tile.keys.start)
+
+
+class _Laid:
+    """Where a tensor (B or 1, H or 1, R or 1, columns side by side) lies in memory; it must outlive its calls."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._held, self._at, self._size = x, x.data_ptr(), x.element_size()
+        steps = x.stride() if x.dim() == 4 else (*x.stride(), 1)
+        self._steps = [0 if size == 1 else step for size, step in zip((*x.shape, 1)[:3], steps, strict=False)]
+
+    def part(self, sample: int = 0, head: int = 0, row: int = 0, column: int = 0) -> _Tensor:
+        """From there on; along axes of one, anything is the first."""
+        b, h, r = self._steps
+        return _Tensor(self._at + (sample * b + head * h + row * r + column) * self._size, b, h, r)
 
 
 def _rows_apart(x: Tensor) -> Tensor:
@@ -174,13 +199,3 @@ def _adjacent(x: Tensor, size: int) -> Tensor:
     """`x` (…, size or 1) with `size` columns side by side."""
     x = x if x.shape[-1] == size else x.expand(*x.shape[:-1], size)
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _tensor(x: Tensor | None, *part: slice) -> _Tensor:
-    """Where `x` (B or 1, H or 1, R or 1, columns), or a part of it, lies; the tensor must outlive the call."""
-    if x is None:
-        return _Tensor()
-    x = cut(x, *part)
-    return _Tensor(
-        x.data_ptr(), *(0 if size == 1 else step for size, step in zip(x.shape[:3], x.stride(), strict=False))
-    )

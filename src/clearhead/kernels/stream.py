@@ -46,14 +46,17 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     out_dtype, q, k, v = v.dtype, q.to(wide), k.to(wide), v.to(wide)
     out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
     sums = _unseen(q, wide, task)
-    take = _eagerly if misfit(q, k, v, task) else _fused
+    if misfit(q, k, v, task):
+        take, size = _eagerly, {}
+    else:
+        take, size = _fused, fused.tile_size(task.visible)
 
     def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
         take(share, q, k, v, task, out, sums, received)
         return received
 
-    work_at_hand = list(_tiles(q, k, task))
+    work_at_hand = list(_tiles(q, k, task, **size))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
     raw = sums[1:2] + sums[:1].log() if task.sinks is None else finish(sums)
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
@@ -67,9 +70,18 @@ def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task) -> str | None:
     return fused.misfit(q, k, v, task.score.bias, see.mask, see.q_positions, see.k_positions, task.sinks)
 
 
-def _fused(share: Sequence[tuple[int, Tile]], q: Tensor, k: Tensor, v: Tensor, task: Task, *found: Tensor) -> None:
-    """Some tiles, whose output, sums and received weights are written to `found`."""
-    take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, *found)
+def _fused(
+    share: Sequence[tuple[int, Tile]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    task: Task,
+    out: Tensor,
+    sums: Tensor,
+    received: Tensor,
+) -> None:
+    """Some tiles, whose output, sums and received weights are written to the last three."""
+    take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, out, sums, received)
     for _, tile in share:
         take(tile)
 
@@ -129,9 +141,9 @@ def backward(
     return g_q.to(q.dtype), g_k.to(q.dtype), g_v.to(q.dtype), g_bias
 
 
-def _tiles(q: Tensor, k: Tensor, task: Task) -> Iterator[tuple[int, Tile]]:
+def _tiles(q: Tensor, k: Tensor, task: Task, **size: int) -> Iterator[tuple[int, Tile]]:
     """The tiles that see any key, numbered; rows that see none keep what they began with."""
-    for i, tile in enumerate(tiles(task.visible, q.shape[0], q.shape[1], k.shape[1])):
+    for i, tile in enumerate(tiles(task.visible, q.shape[0], q.shape[1], k.shape[1], **size)):
         if tile.keys.stop > tile.keys.start:
             yield i, tile
 

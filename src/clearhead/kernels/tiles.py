@@ -42,8 +42,13 @@ class Tile:
         return cut(x, self.b, self.h, self.rows, self.keys)
 
 
-def tiles(visible: Visible, samples: int, heads: int, kv_heads: int) -> Iterator[Tile]:
-    """Tiles that hold every visible pair exactly once. Each row lies in one tile, with all its keys."""
+def tiles(
+    visible: Visible, samples: int, heads: int, kv_heads: int, most_rows: int = ROWS, pairs: int = PAIRS
+) -> Iterator[Tile]:
+    """Tiles that hold every visible pair exactly once. Each row lies in one tile, with all its keys.
+
+    A tile has at most `most_rows` rows of a head, and about so many `pairs`.
+    """
     group = heads // kv_heads
     if samples * heads * visible.n_queries * visible.n_keys <= PAIRS:  # one tile, which needs no plan
         sides = slice(0, samples), slice(0, kv_heads), slice(0, heads), slice(0, visible.n_queries)
@@ -52,8 +57,8 @@ def tiles(visible: Visible, samples: int, heads: int, kv_heads: int) -> Iterator
             partly = slice(0, 0) if visible.full and visible.unpadded else keys
             yield Tile(*sides, keys, partly, free=False, unpadded=visible.unpadded)
         return
-    rows = max(1, min(visible.n_queries, ROWS, max(16, PAIRS // max(1, group * visible.n_keys))))
-    units = max(1, PAIRS // max(1, group * rows * visible.n_keys))  # (sample, key head) pairs in a tile
+    rows = max(1, min(visible.n_queries, most_rows, max(16, pairs // max(1, group * visible.n_keys))))
+    units = max(1, pairs // max(1, group * rows * visible.n_keys))  # (sample, key head) pairs in a tile
     step_b, step_kv = (units // kv_heads, kv_heads) if units >= kv_heads else (1, units)
     reaches = _Reaches(visible, rows)
     for b in range(0, samples, step_b):
