@@ -122,6 +122,13 @@ class Training(Section):
     average: Count = 3
     """The last checkpoints whose weights are averaged into the final model, if that lowers the validation loss."""
     devices: Count = 1
+    """GPUs, or processes on a CPU."""
+
+    @model_validator(mode="after")
+    def _parts_are_of_one_process(self) -> "Training":
+        if self.devices > 1 and (self.parts or 1) > 1:  # processes add up the gradients of their own part alone
+            raise ValueError(f"parts must be 1, or null, with several devices ({self.devices})")
+        return self
 
 
 class Monitoring(Section):

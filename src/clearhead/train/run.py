@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
@@ -48,23 +49,47 @@ def train(
     from the newest checkpoint in the folder, with its configuration; when the duration is in steps or epochs, the
     weights become, bit for bit, those of a run that was never stopped. overwrite: replace an older run. Raises RunError
     when the folder cannot be used, and Interrupted, after a checkpoint was saved, on Ctrl-C.
+
+    With several devices the program is started once more for each of the others; these train along, and end here: what
+    comes after `train` runs once.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     config = read_config(task, settings) if isinstance(task, str) else task
     run, say = RunFolder(Path(runs) / (name or config.task)), say or _say
+    if not _first():
+        return _along(run, resume)
     if resume:
         config = _started(run, None if task in TASKS and not settings else config)
     else:
         run.create(overwrite)
         run.write_config(config)
-    material = _gather(config, run, say)
-    torch.manual_seed(config.seed)
-    model = Model(build(config, material.letters, material.symbols), material.letters, material.symbols, config)
-    model = _with_decisions(run, model, material.train, say)
+    material = _gather(config, say)
+    write_text(run.source, material.letters.to_json())
+    write_text(run.target, material.symbols.to_json())
+    model = _with_decisions(run, _new(config, material), material.train, say)
     _fit(run, model, material, resume)
     _finish(run, model, material, say)
     return model
+
+
+def _first() -> bool:
+    """Is this the first of the processes that train together, by what Lightning or torchrun tell each of them?"""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def _along(run: RunFolder, resume: bool) -> NoReturn:
+    """Train as one of the processes that are not the first, which has made the folder and all decisions."""
+    config = run.read_config()
+    material = _gather(config, lambda _: None)
+    _fit(run, _new(config, material), material, resume)
+    raise SystemExit(0)
+
+
+def _new(config: Config, material: "Material") -> Model:
+    """The model to train, initialised from the seed."""
+    torch.manual_seed(config.seed)
+    return Model(build(config, material.letters, material.symbols), material.letters, material.symbols, config)
 
 
 @dataclass(frozen=True)
@@ -99,12 +124,10 @@ def _started(run: RunFolder, config: Config | None) -> Config:
     return started
 
 
-def _gather(config: Config, run: RunFolder, say: Say) -> Material:
+def _gather(config: Config, say: Say) -> Material:
     source, data, limit = open_source(config.data.source), config.data, config.model.max_length
     letters = Tokenizer.characters((text for text, _ in source.pairs("train")), data.lowercase)
     symbols = Tokenizer.symbols(text for _, text in source.pairs("train"))
-    write_text(run.source, letters.to_json())
-    write_text(run.target, symbols.to_json())
     read = partial(Examples.read, source, letters=letters, symbols=symbols, limit=limit, truncate=data.truncate)
     train, valid = read("train", byte_share=data.byte_share, seed=config.seed), read("valid")
     batches = Batches(train, data.batch_tokens)
@@ -165,7 +188,7 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
             use_distributed_sampler=False,
         )
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
-    if interrupt.asked:
+    if interrupt.asked and trainer.is_global_zero:
         raise Interrupted(f"interrupted at step {trainer.global_step} and saved: go on with --resume ({run.path})")
 
 
