@@ -69,9 +69,9 @@ static inline floats where(ints condition, floats yes, floats no) {
 }
 
 static inline float sum(floats v) {
-    float total = 0;
-    for (int i = 0; i < WIDE; i++) total += v[i];
-    return total;
+    for (int half = WIDE / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
 }
 
 /* exp(x) for x ≤ 0, within 2e-7 of itself; 0 below -87, where floats thin out. NaN stays NaN. */
@@ -111,9 +111,9 @@ static float greatest(const float *x, int n) {
         floats v = load(x + j);
         top = where(v > top, v, top);
     }
-    float found = top[0];
-    for (int i = 1; i < WIDE; i++) found = top[i] > found ? top[i] : found;
-    return found;
+    for (int half = WIDE / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) top[i] = top[i + half] > top[i] ? top[i + half] : top[i];
+    return top[0];
 }
 
 /* Adds a chunk of `n` logits to the sums of its row; where `keep`, each becomes exp(logit - top). */
