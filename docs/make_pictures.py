@@ -1,10 +1,12 @@
 """Draw the pictures of README and of these pages again: python docs/make_pictures.py [FOLDER]
 
-Those of a trained model need runs/g2p (`make train`) and are left alone without it. Those of PAGES are what the pages'
-own code saves: the code is run, so that a picture is what the code above it draws.
+That of a trained model needs runs/g2p (`make train`), that of the collapse demos/collapse (`clearhead demo collapse`), and
+they are left alone without. Those of PAGES are what the pages' own code saves: the code is run, so that a picture is what
+the code above it draws.
 """
 
 import contextlib
+import json
 import math
 import re
 import sys
@@ -17,9 +19,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import clearhead as ch
+from clearhead.demo import Collapse
+from clearhead.demo.picture import picture as collapse_picture
 
 HERE = Path(__file__).parent
 RUN = HERE.parent / "runs" / "g2p"
+STORY = HERE.parent / "demos" / "collapse" / "collapse.json"
 WORD = "attention"
 
 
@@ -68,7 +73,19 @@ def word() -> Figure:
     return ch.picture.heatmap(A.weights().mean(1), rows=rows, columns=model.letters.labels(WORD), title=WORD)
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {"weights": weights, "patterns": patterns, "long": long, "word": word}
+def story() -> Figure:
+    """How attention collapses, as the demo told it last."""
+    return collapse_picture(Collapse.of(json.loads(STORY.read_text(encoding="utf-8"))))
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "weights": weights,
+    "patterns": patterns,
+    "long": long,
+    "word": word,
+    "story": story,
+}
+NEEDED = {"word": RUN / "model.safetensors", "story": STORY}
 
 PAGES = (HERE / "self-attention.md", HERE / "observe.md")
 COLOURS = 256  # of which a picture of a page is made: a third of the bytes, and no eye sees it
@@ -106,7 +123,7 @@ def make(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, draw in PICTURES.items():
-        if draw is not word or (RUN / "model.safetensors").exists():
+        if name not in NEEDED or NEEDED[name].exists():
             made.append(folder / f"{name}.png")
             draw().savefig(made[-1], dpi=80, metadata={"Software": None})
     return made

@@ -4,10 +4,12 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from matplotlib.text import Text
 
 import clearhead.demo as stories
 from clearhead.cli import main
@@ -130,7 +132,11 @@ def test_when_the_loss_says_something(losses, step):
 
 
 def record(step: int, **more):
-    return {"step": step, "attention": {"encoder.layers.0.attention": {"max_logit": [1.0, 2.0]}}, **more}
+    return {
+        "step": step,
+        "attention": {"encoder.layers.0.attention": {"max_logit": [1.0, 2.0], "normalized_entropy": [0.5, 0.4]}},
+        **more,
+    }
 
 
 ALARM = {"event": "began", "rule": "logit explosion", "layer": "encoder.layers.0.attention", "turn": 0, "head": 1}
@@ -145,6 +151,27 @@ TOLD = Collapse(
     collapsing=Run("collapsing", 0.1, 0, RISING, 4.2, ALARMED),
     rescued=Run("rescued", 0.1, 0, FALLING, 3.2, [record(5), record(10, alarms=[ALARM], remedies=["rate × 0.1"])]),
 )
+
+
+def test_a_story_is_the_same_after_json(short):
+    story, folder = short
+    again = Collapse.of(json.loads((folder / "collapse.json").read_text()))
+    assert again.record() == story.record()
+    assert again.lines() == story.lines()
+    broken = replace(TOLD, collapsing=replace(TOLD.collapsing, losses=[*FALLING, math.nan], valid=math.nan))
+    assert Collapse.of(broken.record()).record() == broken.record()
+
+
+def test_the_picture_says_what_happened():
+    from clearhead.demo.picture import picture
+
+    words = [text.get_text() for text in picture(TOLD).findobj(Text)]
+    assert any(f"at step 10, the loss rises at step {TOLD.loss_speaks}; with the remedy" in each for each in words)
+    assert "alarm, and the remedy: step 10" in words
+    untold = replace(TOLD, healthy=replace(TOLD.healthy, records=ALARMED))
+    words = [text.get_text() for text in picture(untold).findobj(Text)]
+    assert any("the story did not happen as told" in each for each in words)
+    assert not any("with the remedy the run goes on" in each for each in words)
 
 
 def test_the_story_as_told():
@@ -244,3 +271,8 @@ def test_the_whole_story(seed, monkeypatch, unchecked):
     story = collapse(seed)
     assert story.untrue == []
     assert story.loss_speaks - story.alarm["step"] >= 50
+    if seed == 0:  # the page tells this one; its figures are those of one machine
+        page = (Path(__file__).parent.parent / "docs/observe.md").read_text(encoding="utf-8")
+        said = page.partition("$ clearhead demo collapse\n")[2].partition("```")[0]
+        assert said.split("\n", 1)[0] == story.lines()[0]
+        assert [name in said for name in ("healthy", "collapsing", "rescued")] == [True] * 3

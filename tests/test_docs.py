@@ -13,6 +13,7 @@ Blocks of a page run from top to bottom, in one namespace and one folder, which 
 import doctest
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -269,7 +270,7 @@ def test_pictures_can_be_drawn_again(tmp_path):
     made = {path.name for path in make_pictures.make(tmp_path)}
     of_pages = {name for page in make_pictures.PAGES for name in make_pictures.shown(page)}
     shown = {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
-    assert shown == made | of_pages | {"word.png"}
+    assert shown == made | of_pages | {f"{name}.png" for name in make_pictures.NEEDED}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in made)
     assert all((ROOT / "docs" / "pictures" / name).stat().st_size < 200_000 for name in shown)
 
@@ -377,6 +378,23 @@ def test_observe_lists_the_options_of_a_monitor():
     listed = names([row[0] for row in rows("docs/observe.md", "option")])
     assert set(listed) == set(parameters) - {"model", "compiled"}
     assert (parameters["every"].default, parameters["rows"].default, parameters["samples"].default) == (20, 16, 32)
+
+
+def test_observe_lists_what_the_json_of_an_inspection_holds(beside_run, capsys):
+    assert run_command("inspect", "runs/g2p", "--text", "attention", "--out", "looked") == 0
+    record = json.loads(Path("looked/statistics.json").read_text(encoding="utf-8"))
+    listed = {names([key])[0]: names([cell]) for key, cell in rows("docs/observe.md", "key | is")}
+    assert set(listed) == set(record)
+    assert listed["findings"] == [field.name for field in fields(ch.observe.Finding)]
+    assert record["pairs"]
+    assert all(set(pair) == set(listed["pairs"]) for pair in record["pairs"])
+    assert set(record["model"]) == set(listed["model"])
+    assert set(record["tokens"]) == set(listed["tokens"])
+    assert set(listed["heads"]) <= set(record["heads"][0])
+    capsys.readouterr()
+    assert run_command("inspect", "runs/g2p", "--text", "attention", "--json") == 0
+    del record["made_by"]
+    assert json.loads(capsys.readouterr().out) == record | {"files": []}
 
 
 def test_observe_lists_reasons_that_are_given():

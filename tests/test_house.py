@@ -19,7 +19,7 @@ LEVELS = {
     "train": 6,
     **dict.fromkeys(("bench", "demo", "inspect"), 7),
     "serve": 8,
-    "cli": 9,
+    **dict.fromkeys(("cli", "notebook"), 9),
 }
 STRANGERS = {"picture": {"nn"}, "observe": {"nn"}}
 """Rooms that never import others although these lie below or beside them."""

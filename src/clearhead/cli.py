@@ -221,7 +221,7 @@ def demo(
         bool, typer.Option("--json", help="Print JSON, and write nothing where there is no --out.")
     ] = False,
 ) -> list[str]:
-    """Tell a story by experiment: in a minute, what the library is for."""
+    """Tell a story by experiment: in two minutes, what the library is for."""
     from clearhead.demo import collapse
 
     if story != "collapse":

@@ -18,9 +18,10 @@ from clearhead.picture.sheet import Sheet
 from clearhead.picture.ticks import INK, MUTED
 
 WIDE, HIGH = 6.6, 1.9  # inches of a panel
-LEFT, TOP, GAP = 0.95, 0.75, 0.5
+LEFT, TOP, GAP = 0.95, 0.95, 0.5
 COLORS = {"healthy": "#009e73", "collapsing": "#d55e00", "rescued": "#0072b2"}
 OTHERS = "#c9c8d1"
+WARNED = "#fff4e5"  # between the alarm and the loss
 SMOOTH = 10  # steps that a point of a loss is the mean of
 THRESHOLD = LogitExplosion().threshold
 
@@ -28,9 +29,7 @@ THRESHOLD = LogitExplosion().threshold
 def picture(story: Collapse) -> Figure:
     """Three panels over the same steps."""
     sheet = Sheet(LEFT + WIDE + 1.35, TOP + 3 * (HIGH + GAP) + 0.25)
-    sheet.head(
-        f"Attention collapses: a learning rate of {story.collapsing.learning_rate:g} at once (seed {story.seed})"
-    )
+    sheet.head(f"{_headline(story)}\n{_settings(story)}")
     loss, entropy, logit = (sheet.panel(LEFT, TOP + i * (HIGH + GAP), WIDE, HIGH) for i in range(3))
     _loss(loss, story)
     _heads(entropy, story, "normalized_entropy", "lowest")
@@ -52,6 +51,21 @@ def picture(story: Collapse) -> Figure:
     loss.yaxis.set_major_locator(MaxNLocator(4))
     logit.set_xlabel("step", fontsize=9, color=MUTED)
     return sheet
+
+
+def _headline(story: Collapse) -> str:
+    """What there is to see, in the words of what happened."""
+    if story.alarm is None or story.untrue:
+        return "Attention under a learning rate far too high: the story did not happen as told"
+    return (
+        f"The alarm names the head at step {story.alarm['step']}, the loss rises at step {story.loss_speaks}; "
+        "with the remedy the run goes on learning"
+    )
+
+
+def _settings(story: Collapse) -> str:
+    run = story.collapsing
+    return f"(collapsing and rescued: learning rate {run.learning_rate:g} without warm-up; seed {story.seed})"
 
 
 def _loss(axes: Axes, story: Collapse) -> None:
@@ -96,14 +110,17 @@ def _explain(axes: Axes, alarmed: bool) -> None:
 
 def _mark(axes: Axes, story: Collapse, worded: bool) -> None:
     """Where the alarm was raised, and where the loss rose."""
-    marks = ((story.alarm["step"] if story.alarm else None, "alarm", "-"), (story.loss_speaks, "the loss rises", ":"))
-    for step, words, line in marks:
+    alarm = story.alarm["step"] if story.alarm else None
+    if alarm is not None and story.loss_speaks is not None and alarm < story.loss_speaks:
+        axes.axvspan(alarm, story.loss_speaks, color=WARNED, linewidth=0, zorder=0)
+    named = "alarm, and the remedy" if story.rescued.remedies else "alarm"
+    for step, words, line in ((alarm, named, "-"), (story.loss_speaks, "the loss rises", ":")):
         if step is None:
             continue
         axes.axvline(step, color=INK, linewidth=0.8, linestyle=line)
         if worded:
             put: dict[str, Any] = {"xytext": (3, -3), "textcoords": "offset points", "va": "top"}
-            axes.annotate(f"{words}: {step}", (step, 1), xycoords=("data", "axes fraction"), fontsize=8, **put)
+            axes.annotate(f"{words}: step {step}", (step, 1), xycoords=("data", "axes fraction"), fontsize=8, **put)
 
 
 def _steps(run: Run) -> list[int]:

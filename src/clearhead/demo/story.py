@@ -7,7 +7,7 @@ orthogonalised updates (Muon, Jordan 2024) logits are known to explode so (Kimi 
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -32,7 +32,7 @@ Progress = Callable[[str], object]
 def collapse(
     seed: int = 0, steps: int = STEPS, out: str | Path | None = None, progress: Progress | None = None
 ) -> "Collapse":
-    """Train three times, and find out what happened; about a minute on a laptop. The same seed tells the same story.
+    """Train three times, and find out what happened; a minute or two on a laptop. The same seed tells the same story.
 
     Args:
         out: a folder for collapse.png and collapse.json; None: nothing is written.
@@ -173,6 +173,11 @@ class Collapse:
             "runs": [_recorded(run) for run in self.runs],
         }
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Collapse":
+        """The story of a `record`, as collapse.json holds it."""
+        return cls(record["seed"], record["steps"], *map(_run_of, record["runs"]))
+
     def write(self, folder: str | Path) -> None:
         """Write collapse.png and collapse.json into a folder. Raises InputError where that cannot be."""
         from clearhead.demo.picture import picture
@@ -219,3 +224,9 @@ def _recorded(run: Run) -> dict[str, Any]:
         "losses": [loss if math.isfinite(loss) else None for loss in run.losses],
         "monitor": run.records,
     }
+
+
+def _run_of(record: Mapping[str, Any]) -> Run:
+    losses = [math.nan if loss is None else loss for loss in record["losses"]]
+    valid = math.nan if record["validation_loss"] is None else record["validation_loss"]
+    return Run(record["name"], record["learning_rate"], record["warmup"], losses, valid, record["monitor"])

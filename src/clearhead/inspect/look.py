@@ -1,6 +1,7 @@
 """What a model's attention does with one text: seen, judged, named and drawn."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Attended:
     pair: Pair
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inspection:
     """What was found.
 
@@ -51,6 +52,14 @@ class Inspection:
     files: list[Path]
     notes: list[str]
 
+    def __repr__(self) -> str:
+        heads = sum(call.heads for call in self.seen)
+        layers, found = len(self.seen), len(self.findings)
+        return f"Inspection({str(self.model.path)!r}: {layers} layers, {heads} heads, {found} findings)"
+
+    def _repr_html_(self) -> str:
+        return self.seen._repr_html_()
+
     def record(self) -> dict[str, Any]:
         """All of it but the maps, for JSON: what was read, statistics of every head, findings, pairs, files."""
         reading, asked = self.reading, self.question
@@ -59,11 +68,15 @@ class Inspection:
             "text": asked.text,
             "tokens": {"source": reading.source, "target": reading.target, "predicted": reading.predicted},
             **json.loads(self.seen.to_json()),
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [{**asdict(each), "value": _finite(each.value)} for each in self.findings],
             "pairs": [{"layer": each.layer, **asdict(each.pair)} for each in self.pairs],
             "files": [file.name for file in self.files],
             "notes": self.notes,
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def inspect(

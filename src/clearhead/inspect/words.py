@@ -24,7 +24,8 @@ def report(found: Inspection, width: int = 80, colour: bool = False) -> list[str
     """What was found, in lines of at most `width` characters where words allow it; with `colour` for a terminal."""
     model = found.model.model
     weights = sum(weight.numel() for weight in model.parameters())
-    lines = [f"{found.model.path}: {type(model).__name__}, {weights:,} parameters", *_read(found, width), ""]
+    lines = _wrapped(f"{found.model.path}: {type(model).__name__}, {weights:,} parameters", width)
+    lines += [*_read(found, width), ""]
     lines += _rendered(found.seen.table(), width, colour)
     if found.findings:
         lines += ["", *_said(found.findings, width)]

@@ -28,7 +28,7 @@ def write_report(run: RunFolder, model: Model, source: Source, scores: Mapping[s
     longest = sorted(words, key=lambda word: (abs(len(word) - 9), word))[:DRAWN]
     training_report(
         run.report,
-        title=f"{model.config.task}: {run.path.name}",
+        title=_title(model.config.task, run.path.name),
         subtitle=_subtitle(model),
         scores=table(scores),
         curves=run.read_metrics(),
@@ -77,6 +77,10 @@ def _kind(path: str) -> str:
     if path.startswith("encoder."):
         return "encoder"
     return "cross" if "cross" in path else "self"
+
+
+def _title(task: str, name: str) -> str:
+    return name if name == task else f"{task}: {name}"
 
 
 def _subtitle(model: Model) -> str:
