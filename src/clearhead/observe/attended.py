@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels import Score, Visible
-from clearhead.maps import SoftmaxMap
+from clearhead.maps import AttentionMap, SoftmaxMap
 from clearhead.patterns import causal, everything
 
 Line = Literal["beginnings", "ends"]
@@ -87,6 +87,14 @@ def padding(A: SoftmaxMap, cross: bool) -> Tensor | None:
         return None
     hidden = ~see.mask.any(2).any(1)
     return hidden if bool(hidden.any()) else None
+
+
+def received_from(A: AttentionMap, real: Tensor) -> Tensor:
+    """What each key received from the queries that are `real` (B or 1, Nq) alone, (B, H, Nk)."""
+    b, h, n_queries, n_keys = A.full_shape
+    each = real.expand(b, n_queries)[:, None, :, None].expand(b, h, n_queries, 1)
+    given = each.to(torch.promote_types(A.dtype, torch.float32)).reshape(*A.shape[:-1], 1)
+    return (A.T @ given).reshape(b, h, n_keys)
 
 
 def four(x: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ class Call:
         rows: (R,), which rows were measured; None: all.
         samples: (B,), which samples of the batch were measured; None: all.
         padding: (B or 1, R), True where the query is padding, whose row says nothing; None: no query is.
+        residual: (B,), by how much the rows differ that the module put out, as a share of their size (`rank_residual`);
+            NaN for a sample of fewer than 8 rows; None: not measured.
         map: its attention map, where maps are kept.
         step: in which forward pass of the watched model it ran, from 0. At the end of the watch those of other threads
             come last, in an order that depends on what was measured in them and not on time.
@@ -42,6 +44,7 @@ class Call:
     rows: Tensor | None = None
     samples: Tensor | None = None
     padding: Tensor | None = None
+    residual: Tensor | None = None
     map: AttentionMap | None = None
     step: int = 0
     turn: int = 0
@@ -199,7 +202,9 @@ def _join(calls: list[Call]) -> Call:
     if any(call.padding is not None for call in calls):
         padding = torch.cat([_padding(call) for call in calls], -1)
     shape = (*first.shape[:2], starts[-1], n_keys)
-    return replace(first, shape=shape, statistics=Statistics(**values), rows=rows, padding=padding, map=None)
+    return replace(
+        first, shape=shape, statistics=Statistics(**values), rows=rows, padding=padding, residual=None, map=None
+    )
 
 
 def _row_numbers(call: Call) -> Tensor:

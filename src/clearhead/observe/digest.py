@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clearhead.kernels import Statistics
 from clearhead.observe.calls import Call
-from clearhead.observe.heads import KEYS, HeadSummary, summarise
+from clearhead.observe.heads import KEYS, HeadSummary, known_residuals, summarise
 
 NAMES = ("entropy", "normalized_entropy", "sink", "max_weight", "distance", "visible", "logsumexp", "max_logit")
 """The S statistics. A head's number is the mean over rows; of `max_logit` it is the greatest."""
@@ -99,7 +99,8 @@ def _digests(group: list[tuple[Call, Tensor]]) -> list[Digest]:
         starts.append(starts[-1] + each.shape[1])
     values = dict(zip(NAMES, x[:, None], strict=True))
     visible = values["visible"] = values["visible"].nan_to_num(0).long()
-    whole = replace(group[0][0], shape=(1, heads, rows, 1), statistics=Statistics(**values), rows=None, padding=None)
+    first = replace(group[0][0], rows=None, padding=None, residual=None)
+    whole = replace(first, shape=(1, heads, rows, 1), statistics=Statistics(**values))
     summary, known = summarise(whole), x.isfinite()
     here = [(visible[0] >= KEYS) & known[NAMES.index(name)] for name in ("normalized_entropy", "sink")]
     least = x[NAMES.index("normalized_entropy")].masked_fill(~here[0], math.inf).amin(1)
@@ -121,15 +122,16 @@ def _of_call(heads: HeadSummary, call: Call, mine: slice) -> HeadSummary:
         alone = summarise(call)
         values = {field.name: getattr(alone, field.name) for field in fields(HeadSummary)}
     else:
-        values = {field.name: getattr(heads, field.name)[mine] for field in fields(HeadSummary) if field.name != "call"}
+        own = ("call", "residuals")
+        values = {each.name: getattr(heads, each.name)[mine] for each in fields(HeadSummary) if each.name not in own}
         width = call.shape[2] if call.rows is None else len(call.rows)
         for name in _PLACES:
             at = [divmod(i, width) for _, i in values[name]]
             values[name] = [(sample, _number(row, call.rows)) for sample, row in at]
     for name in _PLACES:
         values[name] = [(_number(sample, call.samples), row) for sample, row in values[name]]
-    light = replace(call, statistics=Statistics(), rows=None, samples=None, padding=None, map=None)
-    return HeadSummary(**{**values, "call": light})
+    light = replace(call, statistics=Statistics(), rows=None, samples=None, padding=None, residual=None, map=None)
+    return HeadSummary(**{**values, "call": light, "residuals": known_residuals(call)})
 
 
 def _number(i: int, chosen: Tensor | None) -> int:
@@ -167,6 +169,7 @@ def _merged(group: Sequence[Digest]) -> Digest:
         first_broken=[heads[i].first_broken[head] for head, i in enumerate(first)],
         broken_here=[heads[i].broken_here[head] for head, i in enumerate(first)],
         rows_here=[heads[i].rows_here[head] for head, i in enumerate(first)],
+        residuals=[value for each in heads for value in each.residuals],
     )
     total, count = (torch.stack([getattr(each, name) for each in group]).sum(0) for name in ("total", "count"))
     return Digest(summary, total, count, judged.sum(0), least.amin(0))

@@ -44,6 +44,8 @@ class Frame:
     run: Pass
     calls: list[int] = field(default_factory=list)
     """Which calls were seen while this module was on top."""
+    size: tuple[int, int] = (0, 0)
+    """Samples and queries of the last of them, before a choice was made."""
     attended: bool = False
     """Did it, or a module in it, attend?"""
     compiled: str | None = None

@@ -32,6 +32,9 @@ class HeadSummary:
         max_logit: the greatest of any row; `steepest` is that row.
         broken: how many rows hold NaN or Inf although they see keys; `first_broken` is the first of them, and of the
             `rows_here` rows of its sample `broken_here` are broken.
+
+    And one of the layer:
+        residuals: how much the rows that it put out differ, for each sample in which that is known (`Call.residual`).
     """
 
     call: Call
@@ -44,6 +47,7 @@ class HeadSummary:
     first_broken: list[Row]
     broken_here: list[int]
     rows_here: list[int]
+    residuals: list[float]
 
     @property
     def key(self) -> str:
@@ -112,7 +116,13 @@ def summarise(call: Call) -> HeadSummary:
     }
     values: dict[str, Any] = {**_lists(numbers), **_lists(counts)}
     values |= {name: [rows.number(i) for i in flat] for name, flat in _lists(places).items()}
-    return HeadSummary(call, **values)
+    return HeadSummary(call, **values, residuals=known_residuals(call))
+
+
+def known_residuals(call: Call) -> list[float]:
+    """Those of the samples in which it is known how much the rows differ that the layer put out."""
+    residuals = [] if call.residual is None else call.residual.tolist()
+    return [value for value in residuals if math.isfinite(value)]
 
 
 def summaries(calls: Iterable[Call]) -> Iterator[HeadSummary]:

@@ -232,8 +232,8 @@ class UniformHead(Rule):
 
 @dataclass(frozen=True)
 class RankCollapse(Rule):
-    """All rows the same, but for a share below `threshold`: of kept maps, in every head of a layer (with
-    `check`), or of a layer's output tokens (with `check_outputs`)."""
+    """All rows the same, but for a share below `threshold`: of what the module that attends puts out, in the mean over
+    samples; where that was not measured, of kept maps, in every head."""
 
     threshold: float = 0.01
     name = "rank collapse"
@@ -242,10 +242,13 @@ class RankCollapse(Rule):
     advice = "keep skip connections and their scale, lower the weight decay of the projections, or use fewer layers"
 
     def judge(self, heads: HeadSummary, baseline: Baseline | None) -> Iterator[Finding]:
-        residuals = row_residual(heads.call)
-        value = math.nan if any(map(math.isnan, residuals)) else max(residuals)
+        if heads.residuals:
+            value, where = math.fsum(heads.residuals) / len(heads.residuals), "the tokens of its output"
+        else:
+            residuals, where = row_residual(heads.call), "in every head the rows"
+            value = math.nan if any(map(math.isnan, residuals)) else max(residuals)
         if value < self.threshold:
-            what = f"in every head the rows differ by {value:.2g} of their size, below {self.threshold:g}"
+            what = f"{where} differ by {value:.2g} of their size, below {self.threshold:g}"
             yield self._found(heads, None, value, what)
 
     def judge_output(self, layer: str, x: Tensor, real: Tensor | None = None) -> Finding | None:

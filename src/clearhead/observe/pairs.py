@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
+from clearhead.observe.attended import received_from
 from clearhead.observe.calls import Call
 from clearhead.observe.kept import Mapped, kept, padding_of, position, visible_keys
 
@@ -87,8 +88,8 @@ def top_received(
 ) -> list[Received]:
     """The `k` keys that received most, largest first, of all samples and heads or of those chosen.
 
-    Arguments and errors are those of `top_pairs`; a call needs no map where it measured what keys received. All rows
-    give, also those of padding where the model computes them.
+    Arguments and errors are those of `top_pairs`; a call needs no map where it measured what keys received. Queries
+    that are known to be padding give nothing.
     """
     sums = _sums(given)
     labels = _labels(keys, "keys", len(sums), sums.shape[-1], lambda: (sums == 0).all(1))
@@ -103,8 +104,7 @@ def _sums(given: Mapped) -> Tensor:
     if isinstance(given, Call) and given.statistics.received is not None:
         return given.statistics.received
     A = kept(given)
-    b, h, _, n_keys = A.full_shape
-    return A.received().reshape(b, h, n_keys)
+    return received_from(A, ~padding_of(given))
 
 
 def _largest(x: Tensor, k: int, sample: int | None, head: int | None) -> list[tuple[list[int], float]]:

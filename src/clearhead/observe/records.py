@@ -32,8 +32,7 @@ def records(seen: Seen) -> list[Record]:
 
     Keys of a record:
         name, role, turn, head: which head it is; `turn` counts the runs of a layer that shares its weights.
-        rows: how many rows say something. Padding, and rows that see nothing, are left out of everything (but what keys
-            `received` was measured by the watch, of all rows that the model computed).
+        rows: how many rows say something. Padding, and rows that see nothing, are left out of everything.
         one for each statistic: None where it was not measured, else a dictionary of `mean`, `std` (the spread of the
             rows, as a population), `min` and `max`, all NaN where no row defines it, and `worst`: the `value` that is
             lowest (entropies, visible keys) or highest (all others), with its `step` (the forward pass; the first of

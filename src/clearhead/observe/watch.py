@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from clearhead.errors import InputError, nearest
 from clearhead.kernels import Statistics
 from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
-from clearhead.observe.attended import padding
+from clearhead.observe.attended import padding, received_from
 from clearhead.observe.calls import Call, Seen, by_pass, under
 from clearhead.observe.compiled import compiled_code_apart
 from clearhead.observe.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.functions import Functions
+from clearhead.observe.outputs import token_residual
 from clearhead.observe.torch_modules import reproject, steps_aside
 
 NAMES = tuple(field.name for field in fields(Statistics))
@@ -154,10 +155,14 @@ class Watch(AbstractContextManager[Seen]):
             reproject(self, frame, args, kwargs, output)
         if frame.compiled is not None and not frame.attended:
             self.cannot_see(frame.path, frame.compiled)
-        if _attends_elsewhere(kwargs):
-            with self._lock:
-                for i in frame.calls:
-                    self.seen.calls[i] = _crossing(self.seen.calls[i])
+        with self._lock:
+            for i in frame.calls if _attends_elsewhere(kwargs) else ():
+                self.seen.calls[i] = _crossing(self.seen.calls[i])
+            if len(frame.calls) == 1:
+                (i,) = frame.calls
+                with self.hidden():
+                    residual = token_residual(self.seen.calls[i], frame.module, output, *frame.size)
+                self.seen.calls[i] = replace(self.seen.calls[i], residual=residual)
 
     @property
     def frame(self) -> Frame | None:
@@ -224,8 +229,11 @@ class Watch(AbstractContextManager[Seen]):
         if rows is None or isinstance(rows, int):
             rows = self._drawn(rows, n_queries, "rows", frame.run.number, name, turn)
         rows = None if rows is None else torch.as_tensor(rows)
-        measured = A.statistics(rows, received=self._measures("received") and rows is None)
         hidden = padding(A, cross) if isinstance(A, SoftmaxMap) else None
+        totals = self._measures("received") and rows is None
+        measured = A.statistics(rows, received=totals and hidden is None)
+        if totals and hidden is not None:
+            measured = replace(measured, received=received_from(A, ~hidden))
         call = Call(
             name=self._shown(name),
             role="cross" if cross else "self",
@@ -240,6 +248,7 @@ class Watch(AbstractContextManager[Seen]):
             turn=turn,
         )
         with self._lock:
+            frame.size = b, n_queries
             frame.calls.append(len(self.seen.calls))
             self.seen.calls.append(call)
 
