@@ -1,8 +1,8 @@
 """Draw the pictures of README and of these pages again: python docs/make_pictures.py [FOLDER]
 
-That of a trained model needs runs/g2p (`make train`), that of the collapse demos/collapse (`clearhead demo collapse`), and
-they are left alone without. Those of PAGES are what the pages' own code saves: the code is run, so that a picture is what
-the code above it draws.
+That of a trained model needs runs/g2p (`make train`), that of the collapse demos/collapse (`clearhead demo collapse`);
+without, they are left alone. Those of PAGES are what the pages' own code saves: the code is run, so that a picture is
+what the code above it draws.
 """
 
 import contextlib

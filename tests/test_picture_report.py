@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clearhead.errors import InputError, ShapeError
+from clearhead.picture import page as page_module
 from clearhead.picture import training_report
 from clearhead.picture.align import align, align_nearest, mistakes
 from clearhead.picture.chart import round_numbers
@@ -216,3 +218,12 @@ def test_what_cannot_be_reported_is_named_in_one_line(tmp_path, given, error, wo
         report(tmp_path, **given)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_every_part_of_the_script_is_in_the_page_and_has_its_twin():
+    folder = Path(page_module.__file__).parent
+    assert sorted(page_module.SCRIPT) == sorted(file.stem for file in folder.glob("*.js"))
+    text = page_module.page("t", page_module.join("b"), {}).decode()
+    for name in page_module.SCRIPT:
+        assert (folder / f"{name}.py").exists()
+        assert (folder / f"{name}.js").read_text(encoding="utf-8") in text

@@ -13,6 +13,9 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+SCRIPT = ("page", "chart", "colour", "strips", "explorer")
+"""The parts of the page's script, twins of the Python files that write what they bring to life; they share names."""
+
 
 class Markup(str):
     """Text that is HTML already. Only `tag` and `join` make it, out of escaped parts."""
@@ -41,7 +44,9 @@ def void(name: str, /, **attributes: object) -> Markup:
 
 def page(title: str, body: Markup, data: Any) -> bytes:
     """The page with `body`, and `data` as JSON for its script, in UTF-8 (a lone surrogate is spelt out: \\udc80)."""
-    style, script, shell = (_read(f"report.{suffix}") for suffix in ("css", "js", "html"))
+    style, shell = _read("report.css"), _read("report.html")
+    parts = "\n".join(_read(f"{name}.js") for name in SCRIPT)
+    script = f'\n"use strict";\n(() => {{\n{parts}}})();\n'
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
