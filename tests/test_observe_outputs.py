@@ -87,6 +87,57 @@ def test_lengths_give_padding_nothing_either(x):
     torch.testing.assert_close(seen[0].statistics.received.double(), want, rtol=1e-5, atol=1e-6)
 
 
+# what brought NaN or Inf
+
+
+class Given(nn.Module):
+    def forward(self, q, k, **options):
+        return F.scaled_dot_product_attention(q, k, k, enable_gqa=True, **options)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("where", "words"), [("query", "first in row 11, brought by query 11"), ("key", "by key 9")])
+def test_what_is_not_finite_is_named_with_the_query_or_key_that_brought_it(where, words, bad):
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(3, 4, N, 6, generator=generator), torch.randn(3, 2, N, 6, generator=generator)
+    if where == "query":
+        q[2, 1, 11, 3] = bad
+    else:
+        k[2, 0, 9, 3] = bad  # of heads 0 and 1
+    for options in ({"is_causal": True}, {"attn_mask": torch.ones(3, 1, N, N, dtype=torch.bool).tril()}):
+        model = Given()
+        with watch(model) as seen:
+            model(q, k, **options)
+        found = [finding for finding in check(seen) if finding.rule == "not finite"]
+        assert [finding.head for finding in found] == ([1] if where == "query" else [0, 1])
+        assert all(words in finding.sentence and finding.row[0] == 2 for finding in found)
+        monitor = AttentionMonitor(model, every=1, rows=13, samples=2)
+        told = []
+        for _ in range(6):
+            with monitor.step():
+                model(q, k, **options)
+            told += [finding for finding in monitor.findings if finding.rule == "not finite"]
+        assert told
+        assert all(words.split(", ")[-1] in finding.sentence and finding.row[0] == 2 for finding in told)
+
+
+def test_what_nobody_sees_is_not_blamed_nor_a_product_that_overflows():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 1, N, 6, generator=generator), torch.randn(1, 1, N, 6, generator=generator)
+    k[0, 0, 3] = k[0, 0, 8] = math.nan
+    shown = torch.arange(N) != 3
+    model = Given()
+    with watch(model) as seen:
+        model(q, k, attn_mask=shown.expand(N, N))
+    (finding,) = (finding for finding in check(seen) if finding.rule == "not finite")
+    assert "brought by key 8" in finding.sentence
+    q, k = torch.full((1, 1, N, 6), 1e30), torch.full((1, 1, N, 6), 1e30)
+    with watch(model) as seen:
+        model(q, k)
+    (finding,) = (finding for finding in check(seen) if finding.rule == "not finite")
+    assert "brought" not in finding.sentence
+
+
 # how much the tokens of an output differ
 
 

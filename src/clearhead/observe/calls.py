@@ -30,6 +30,7 @@ class Call:
         padding: (B or 1, R), True where the query is padding, whose row says nothing; None: no query is.
         residual: (B,), by how much the rows differ that the module put out, as a share of their size (`rank_residual`);
             NaN for a sample of fewer than 8 rows; None: not measured.
+        brought: for each head what brought NaN or Inf into it, "query 3" or "key 17", or None; None: nothing is known.
         map: its attention map, where maps are kept.
         step: in which forward pass of the watched model it ran, from 0. At the end of the watch those of other threads
             come last, in an order that depends on what was measured in them and not on time.
@@ -45,6 +46,7 @@ class Call:
     samples: Tensor | None = None
     padding: Tensor | None = None
     residual: Tensor | None = None
+    brought: tuple[str | None, ...] | None = None
     map: AttentionMap | None = None
     step: int = 0
     turn: int = 0
@@ -203,7 +205,14 @@ def _join(calls: list[Call]) -> Call:
         padding = torch.cat([_padding(call) for call in calls], -1)
     shape = (*first.shape[:2], starts[-1], n_keys)
     return replace(
-        first, shape=shape, statistics=Statistics(**values), rows=rows, padding=padding, residual=None, map=None
+        first,
+        shape=shape,
+        statistics=Statistics(**values),
+        rows=rows,
+        padding=padding,
+        residual=None,
+        brought=None,
+        map=None,
     )
 
 

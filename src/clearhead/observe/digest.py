@@ -99,7 +99,7 @@ def _digests(group: list[tuple[Call, Tensor]]) -> list[Digest]:
         starts.append(starts[-1] + each.shape[1])
     values = dict(zip(NAMES, x[:, None], strict=True))
     visible = values["visible"] = values["visible"].nan_to_num(0).long()
-    first = replace(group[0][0], rows=None, padding=None, residual=None)
+    first = replace(group[0][0], rows=None, padding=None, residual=None, brought=None)
     whole = replace(first, shape=(1, heads, rows, 1), statistics=Statistics(**values))
     summary, known = summarise(whole), x.isfinite()
     here = [(visible[0] >= KEYS) & known[NAMES.index(name)] for name in ("normalized_entropy", "sink")]
@@ -130,7 +130,8 @@ def _of_call(heads: HeadSummary, call: Call, mine: slice) -> HeadSummary:
             values[name] = [(sample, _number(row, call.rows)) for sample, row in at]
     for name in _PLACES:
         values[name] = [(_number(sample, call.samples), row) for sample, row in values[name]]
-    light = replace(call, statistics=Statistics(), rows=None, samples=None, padding=None, residual=None, map=None)
+    nothing = {"rows": None, "samples": None, "padding": None, "residual": None, "brought": None, "map": None}
+    light = replace(call, statistics=Statistics(), **nothing)  # type: ignore[arg-type]
     return HeadSummary(**{**values, "call": light, "residuals": known_residuals(call)})
 
 
@@ -169,6 +170,7 @@ def _merged(group: Sequence[Digest]) -> Digest:
         first_broken=[heads[i].first_broken[head] for head, i in enumerate(first)],
         broken_here=[heads[i].broken_here[head] for head, i in enumerate(first)],
         rows_here=[heads[i].rows_here[head] for head, i in enumerate(first)],
+        brought=[heads[i].brought[head] for head, i in enumerate(first)],
         residuals=[value for each in heads for value in each.residuals],
     )
     total, count = (torch.stack([getattr(each, name) for each in group]).sum(0) for name in ("total", "count"))

@@ -136,11 +136,12 @@ class Functions(TorchFunctionMode):
             mask, bias = read_mask(call["attn_mask"])
             causal_from: Line | None = "beginnings" if call["is_causal"] else None
             frame = self._watch.frame
+            q, k = _same_samples(four_heads(q), four_heads(k))
             A = attention_map(
-                *_same_samples(four_heads(q), four_heads(k)),
+                q, k,
                 scale=call["scale"], mask=mask, bias=bias, causal_from=causal_from, cross=says_cross(frame.path),
             )  # fmt: skip
-            self._watch.record(A, "scaled_dot_product_attention", says_cross(frame.path))
+            self._watch.record(A, "scaled_dot_product_attention", says_cross(frame.path), given=(q, k))
             self._watch.give(frame.path, out, four_heads)
         return out
 

@@ -31,7 +31,7 @@ class HeadSummary:
         sink: mean weight of the first key, over the same rows.
         max_logit: the greatest of any row; `steepest` is that row.
         broken: how many rows hold NaN or Inf although they see keys; `first_broken` is the first of them, and of the
-            `rows_here` rows of its sample `broken_here` are broken.
+            `rows_here` rows of its sample `broken_here` are broken; `brought` is what spoiled it, where that is known.
 
     And one of the layer:
         residuals: how much the rows that it put out differ, for each sample in which that is known (`Call.residual`).
@@ -47,6 +47,7 @@ class HeadSummary:
     first_broken: list[Row]
     broken_here: list[int]
     rows_here: list[int]
+    brought: list[str | None]
     residuals: list[float]
 
     @property
@@ -116,7 +117,8 @@ def summarise(call: Call) -> HeadSummary:
     }
     values: dict[str, Any] = {**_lists(numbers), **_lists(counts)}
     values |= {name: [rows.number(i) for i in flat] for name, flat in _lists(places).items()}
-    return HeadSummary(call, **values, residuals=known_residuals(call))
+    brought = [*(call.brought or (None,) * call.heads)]
+    return HeadSummary(call, **values, brought=brought, residuals=known_residuals(call))
 
 
 def known_residuals(call: Call) -> list[float]:

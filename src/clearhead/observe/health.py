@@ -107,6 +107,7 @@ class NonFinite(Rule):
             sample, row = heads.first_broken[head]
             share = f"{heads.broken_here[head]} of {heads.rows_here[head]} rows of sample {sample}"
             what = f"NaN or Inf in {share}, first in row {row}"
+            what += f", brought by {heads.brought[head]}" if heads.brought[head] else ""
             yield self._found(heads, None if together else head, float(heads.broken[head]), what, (sample, row))
 
 

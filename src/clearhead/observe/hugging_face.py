@@ -79,7 +79,8 @@ class _Wrapped:
             if why is not None or A is None:
                 watch.cannot_see(path, str(why))
                 return result
-            watch.record(A, f"transformers {self._name}", call.cross, path, sinks=not call.hides_the_first())
+            known = {"sinks": not call.hides_the_first(), "given": (q, k)}
+            watch.record(A, f"transformers {self._name}", call.cross, path, **known)
             watch.give(path, result[0], lambda x: x.transpose(1, 2))
         return result
 

@@ -31,6 +31,7 @@ from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
 from clearhead.observe.attended import padding, received_from
 from clearhead.observe.calls import Call, Seen, by_pass, under
 from clearhead.observe.compiled import compiled_code_apart
+from clearhead.observe.faults import Given, brought
 from clearhead.observe.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.functions import Functions
 from clearhead.observe.outputs import token_residual
@@ -206,8 +207,20 @@ class Watch(AbstractContextManager[Seen]):
         if self.wants(name):
             self.seen.unseen.setdefault(self._shown(name), why)
 
-    def record(self, A: AttentionMap, how: str, cross: bool, name: str | None = None, *, sinks: bool = True) -> None:
-        """Measure the map of an attention that just ran in the current frame; not `sinks` where nobody knows them."""
+    def record(
+        self,
+        A: AttentionMap,
+        how: str,
+        cross: bool,
+        name: str | None = None,
+        *,
+        sinks: bool = True,
+        given: Given | None = None,
+    ) -> None:
+        """Measure the map of an attention that just ran in the current frame; not `sinks` where nobody knows them.
+
+        `given`, the queries and keys of the map, say what brought NaN or Inf.
+        """
         frame = self.frame
         if frame is None:
             return
@@ -217,9 +230,11 @@ class Watch(AbstractContextManager[Seen]):
             return
         name = frame.path if name is None else name
         with self.hidden(), torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
-            self._record(A, how, cross, name, frame, sinks)
+            self._record(A, how, cross, name, frame, sinks, given)
 
-    def _record(self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame, sinks: bool) -> None:
+    def _record(
+        self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame, sinks: bool, given: Given | None
+    ) -> None:
         A = A if self.grad else A.detach()
         turn, b, n_queries = frame.run.turn(name), A.full_shape[0], A.full_shape[2]
         # the same samples in all calls of a pass that have as many
@@ -247,6 +262,7 @@ class Watch(AbstractContextManager[Seen]):
             step=frame.run.step,
             turn=turn,
         )
+        call = replace(call, brought=brought(call, A, given))
         with self._lock:
             frame.size = b, n_queries
             frame.calls.append(len(self.seen.calls))
