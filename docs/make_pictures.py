@@ -6,6 +6,7 @@ what the code above it draws.
 """
 
 import contextlib
+import io
 import json
 import math
 import re
@@ -88,6 +89,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 NEEDED = {"word": RUN / "model.safetensors", "story": STORY}
 
 PAGES = (HERE / "self-attention.md", HERE / "observe.md")
+DPI = 130  # crisp on screens that have more than one dot to a pixel
 COLOURS = 256  # of which a picture of a page is made: a third of the bytes, and no eye sees it
 _PYTHON = re.compile(r"^(<!-- not run: [^>]+ -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHOWN = re.compile(r"src=\"pictures/(\w+\.png)\"")
@@ -113,9 +115,13 @@ def make_of(page: Path, folder: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
         run(page)
         for path in made:
-            picture = Image.open(path.name).convert("RGB")
-            picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+            _save(Image.open(path.name), path)
     return made
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    few = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def make(folder: Path) -> list[Path]:
@@ -125,7 +131,9 @@ def make(folder: Path) -> list[Path]:
     for name, draw in PICTURES.items():
         if name not in NEEDED or NEEDED[name].exists():
             made.append(folder / f"{name}.png")
-            draw().savefig(made[-1], dpi=80, metadata={"Software": None})
+            drawn = io.BytesIO()
+            draw().savefig(drawn, dpi=DPI)
+            _save(Image.open(drawn), made[-1])
     return made
 
 
