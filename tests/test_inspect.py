@@ -364,6 +364,8 @@ def spoilt(folder: Path, kind: str) -> None:
     }
     if kind in texts:
         config.write_text(texts[kind])
+    elif kind == "tokenizer":
+        (folder / "tokenizer.json").write_text('{"a": 1,\n')
     else:
         weights = load_file(folder / "model.safetensors")
         config.write_text(json.dumps(written | {"vocab_size": 9}))
@@ -379,6 +381,7 @@ def spoilt(folder: Path, kind: str) -> None:
         ("list", "spoilt/config.json is JSON, but no {…}"),
         ("unknown", "config.json says model_type 'brt', which the installed transformers does not know; did you mean"),
         ("wider", "spoilt: config.json and the weights do not belong together: "),
+        ("tokenizer", "spoilt/tokenizer.json:2: not JSON"),
         ("fewer words", "is not in the model's vocabulary, 0 … 8: its tokenizer belongs to another model"),
     ],
 )

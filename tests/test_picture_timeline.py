@@ -214,7 +214,7 @@ ALARM = {"step": 1, "layer": "a", "head": 0, "sentence": "s"}
 @pytest.mark.parametrize(
     ("values", "arguments", "error", "words"),
     [
-        ([], {}, InputError, "no record holds 'sink'"),
+        ([], {}, InputError, "no record holds 'sink': there are none"),
         ([{**GOOD, "sinks": 1}, {"step": 2, "layer": "a", "head": 0}], {"name": "sinc"}, InputError, "'sinc'; did you"),
         ([{"layer": "a", "head": 0, "sink": 1}], {}, InputError, "record 0 has no 'step'"),
         ([{**GOOD, "sink": "x"}], {}, InputError, "'sink' at step 1 is 'x', expected a number"),

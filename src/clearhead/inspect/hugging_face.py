@@ -15,7 +15,7 @@ from torch import nn
 
 from clearhead.errors import ClearheadError, InputError, extra
 from clearhead.inspect.models import Inspected, Names, Question, Reading
-from clearhead.inspect.saved import check_loaded, check_saved
+from clearhead.inspect.saved import check_loaded, check_saved, check_tokenizer
 from clearhead.observe import Seen
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.spm")
@@ -93,6 +93,7 @@ class HuggingFaceModel(Inspected):
                 f"{self.path} has no tokenizer: add tokenizer.json (tokenizer.save_pretrained), or give token numbers "
                 "with --tokens 1,2,3"
             )
+        check_tokenizer(self.path)
         with _quiet(self._library), _refused(self.path, "has a tokenizer that cannot be loaded"):
             return self._library.AutoTokenizer.from_pretrained(self.path, **LOCAL)
 

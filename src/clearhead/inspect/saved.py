@@ -13,7 +13,7 @@ from clearhead.errors import InputError, nearest
 def check_saved(path: Path, known: Iterable[str]) -> None:
     """Raises InputError for a config.json that is none, or of a kind of model that is not `known`, and for weights that
     are not whole."""
-    kind = _config(path / "config.json").get("model_type")
+    kind = read_object(path / "config.json").get("model_type")
     if isinstance(kind, str) and kind not in (names := list(known)):
         raise InputError(
             f"{path} cannot be loaded: config.json says model_type {kind!r}, which the installed transformers does not "
@@ -43,7 +43,14 @@ def check_loaded(path: Path, info: dict[str, Any], model: str) -> None:
         )
 
 
-def _config(file: Path) -> dict[str, Any]:
+def check_tokenizer(path: Path) -> None:
+    """Raises InputError for files of a tokenizer that are no JSON."""
+    for file in sorted(path.glob("tokenizer*.json")):
+        read_object(file)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises InputError, naming file and line, for any other."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

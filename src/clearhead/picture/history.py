@@ -133,7 +133,8 @@ def _of_records(records: Sequence[Mapping[str, Any]], name: str) -> History:
     known = [record for record in records if record.get(name) is not None]
     if not known:
         keys = {key for record in records for key in record} - {"step", "layer", "head"}
-        raise InputError(f"values: no record holds {name!r}{nearest(name, keys)}")
+        hint = nearest(name, keys) if keys else ": there are none to draw from"
+        raise InputError(f"values: no record holds {name!r}{hint}")
     steps = sorted({float(record["step"]) for record in records})
     heads = list(dict.fromkeys((str(record["layer"]), int(record["head"])) for record in records))
     order = {layer: i for i, layer in enumerate(dict.fromkeys(layer for layer, _ in heads))}
