@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from clearhead.errors import InputError, ShapeError
 from clearhead.picture import grid, heatmap
@@ -175,3 +176,13 @@ def test_importing_the_room_costs_no_matplotlib():
 def test_pooled_heads_remember_their_positions():
     heads = read(attention(4, 300, 20))
     assert (heads.values.shape, heads.queries, heads.keys) == ((4, 100, 20), 300, 20)
+
+
+def test_a_single_layer_is_named_whole_above_its_heads():
+    name = "decoder.layers.0.cross_attention_of_the_longest_name"
+    sheet = grid({name: attention(3, 4, 5)})
+    words = [text.get_text() for text in sheet.findobj(Text)]
+    assert words.count(name) == 1
+    assert [axes.get_title() for axes in sheet.axes[:3]] == ["head 0", "head 1", "head 2"]
+    assert "given" in [text.get_text() for text in grid({name: attention(3, 4, 5)}, title="given").findobj(Text)]
+    drawn(sheet)

@@ -82,6 +82,8 @@ def grid(
         lines.append(_panels(heads, name, titled=max(map(len, lines), default=0)))
     if len(lines) == len(lines[0]) == 1:  # the name stands above, where the words for the queries leave it room
         lines = [[replace(lines[0][0], title=f"{next(iter(maps))} · head 0", row="")]]
+    elif len(lines) == 1 and title is None:  # likewise: turned, it would have to be cut
+        lines, title = [[replace(panel, row="") for panel in lines[0]]], next(iter(maps))
     return _drawn(lines, [*layers.values()], rows, columns, title, log)
 
 
