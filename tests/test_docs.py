@@ -357,7 +357,7 @@ def test_observe_lists_the_rules_with_their_thresholds_and_papers():
 
 
 def test_observe_lists_the_remedies_with_their_papers():
-    homes = ("clearhead.observe.remedies", "clearhead.observe.reparam")
+    homes = ("clearhead.observe.health.remedies", "clearhead.observe.health.reparam")
     remedies = [name for name in ch.observe.__all__ if getattr(getattr(ch.observe, name), "__module__", "") in homes]
     listed = rows("docs/observe.md", "remedy")
     assert sorted(names([row[0] for row in listed])) == sorted(remedies)
@@ -368,7 +368,7 @@ def test_observe_lists_the_remedies_with_their_papers():
 
 
 def test_observe_lists_the_laws_of_verify():
-    from clearhead.observe.verify import LAWS
+    from clearhead.observe.verifying.verify import LAWS
 
     assert {row[0].strip("`"): row[1] for row in rows("docs/observe.md", "law")} == LAWS
 

@@ -12,7 +12,7 @@ from clearhead.kernels import Statistics
 from clearhead.nn import maps
 from clearhead.observe.calls import Call
 from clearhead.observe.heads import Baseline, rank_residual, row_residual, summarise
-from clearhead.observe.health import (
+from clearhead.observe.health.rules import (
     RULES,
     DormantHead,
     EntropyCollapse,

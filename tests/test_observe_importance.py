@@ -10,8 +10,8 @@ from torch import nn
 
 from calls_made import random
 from clearhead.errors import InputError
-from clearhead.observe.importance import Gates, Importance, head_importance
-from clearhead.observe.watch import Watch
+from clearhead.observe.numbers.importance import Gates, Importance, head_importance
+from clearhead.observe.watching.watch import Watch
 
 WIDTH, HEADS = 12, 3
 

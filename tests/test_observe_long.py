@@ -6,9 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import clearhead as ch
 from calls_made import random
 from clearhead.observe.calls import Call
-from clearhead.observe.pairs import top_pairs, top_received
-from clearhead.observe.rollout import rollout
-from clearhead.observe.similarity import similarity
+from clearhead.observe.numbers.pairs import top_pairs, top_received
+from clearhead.observe.numbers.rollout import rollout
+from clearhead.observe.numbers.similarity import similarity
 
 N = 3_000
 

@@ -14,13 +14,13 @@ from torch.nn.modules import module as torch_module
 
 from clearhead.errors import InputError
 from clearhead.nn import SelfAttention
-from clearhead.observe.alarms import PATIENCE, Alarms, sentence
-from clearhead.observe.digest import digests, together
-from clearhead.observe.health import Finding
-from clearhead.observe.monitor import AttentionMonitor
-from clearhead.observe.record_file import RecordFile
-from clearhead.observe.remedies import QKClip, StopWithLastGood
-from clearhead.observe.watch import watch
+from clearhead.observe.health.remedies import QKClip, StopWithLastGood
+from clearhead.observe.health.rules import Finding
+from clearhead.observe.monitoring.alarms import PATIENCE, Alarms, sentence
+from clearhead.observe.monitoring.digest import digests, together
+from clearhead.observe.monitoring.monitor import AttentionMonitor
+from clearhead.observe.monitoring.record_file import RecordFile
+from clearhead.observe.watching.watch import watch
 
 
 class Attends(nn.Module):
@@ -114,7 +114,7 @@ def test_layers_of_different_shapes_are_reduced_each_for_itself(monkeypatch):
         for i, (b, n) in enumerate([(3, 12), (2, 9), (5, 15)]):
             model[i](*batch(b, n, seed=i))
     together_ = digests(seen)
-    monkeypatch.setattr("clearhead.observe.digest._MOST", 1)
+    monkeypatch.setattr("clearhead.observe.monitoring.digest._MOST", 1)
     for one, other in zip(together_, digests(seen), strict=True):
         assert one.key == other.key
         assert one.heads.sharpest == other.heads.sharpest
@@ -353,7 +353,7 @@ RANKS = """
     import torch
     sys.path.insert(0, sys.argv[3])
     from test_observe_monitor import Attends, batch
-    from clearhead.observe.monitor import AttentionMonitor
+    from clearhead.observe.monitoring.monitor import AttentionMonitor
 
     rank, store = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)

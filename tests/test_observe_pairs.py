@@ -11,7 +11,7 @@ from calls_made import dense, made
 from clearhead import Softmax
 from clearhead.errors import InputError
 from clearhead.kernels import Statistics
-from clearhead.observe.pairs import Pair, Received, top_pairs, top_received
+from clearhead.observe.numbers.pairs import Pair, Received, top_pairs, top_received
 
 WORDS = ["the", "cat", "that", "the", "dog", "bit", "ran", "away", "again"]
 

@@ -13,10 +13,10 @@ import clearhead as ch
 from clearhead.errors import InputError
 from clearhead.nn import maps
 from clearhead.observe.calls import Call
-from clearhead.observe.health import Finding, check
+from clearhead.observe.health.remedies import LowerLearningRate, QKClip, StopWithLastGood, entropy_floor, module_at
+from clearhead.observe.health.reparam import qk_norm, sigma_reparam
+from clearhead.observe.health.rules import Finding, check
 from clearhead.observe.projections import layout, query_key, recognised
-from clearhead.observe.remedies import LowerLearningRate, QKClip, StopWithLastGood, entropy_floor, module_at
-from clearhead.observe.reparam import qk_norm, sigma_reparam
 
 HEADS, WIDTH, N = 4, 32, 7
 
@@ -492,7 +492,7 @@ TWO = """
 import sys, torch, torch.distributed as dist
 import clearhead as ch
 from clearhead.observe.calls import Call
-from clearhead.observe.remedies import QKClip
+from clearhead.observe.health.remedies import QKClip
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 torch.manual_seed(0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calls_made import dense, made, stack
 from clearhead.errors import InputError
 from clearhead.observe.calls import Seen
-from clearhead.observe.rollout import rollout
+from clearhead.observe.numbers.rollout import rollout
 
 
 def by_hand(calls):
@@ -44,7 +44,7 @@ def test_rows_of_rollout_are_those_of_the_product_of_matrices(seed, layers, shor
 def test_vectors_are_sent_down_in_parts_that_fit_into_memory(monkeypatch):
     seen = stack(2)
     whole = rollout(seen)
-    monkeypatch.setattr(sys.modules["clearhead.observe.rollout"], "HELD", 2 * 4 * 9 * 2)
+    monkeypatch.setattr(sys.modules["clearhead.observe.numbers.rollout"], "HELD", 2 * 4 * 9 * 2)
     torch.testing.assert_close(rollout(seen), whole)
 
 

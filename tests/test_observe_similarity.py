@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calls_made import dense, made, stack
 from clearhead import Softmax
 from clearhead.errors import InputError
-from clearhead.observe.similarity import similarity
+from clearhead.observe.numbers.similarity import similarity
 
 
 def kl(p, m):
@@ -58,7 +58,7 @@ def test_rows_are_taken_in_strips_and_may_be_a_sample(monkeypatch):
     whole = similarity(call)
     rows = [0, 3, -2]
     sampled = by_hand([call], rows)
-    monkeypatch.setattr(sys.modules["clearhead.observe.similarity"], "HELD", 1)
+    monkeypatch.setattr(sys.modules["clearhead.observe.numbers.similarity"], "HELD", 1)
     torch.testing.assert_close(similarity(call), whole)
     torch.testing.assert_close(similarity(call, rows), sampled, atol=2e-6, rtol=0)
     torch.testing.assert_close(similarity(call, torch.tensor(rows)), sampled, atol=2e-6, rtol=0)

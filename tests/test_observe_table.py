@@ -19,7 +19,7 @@ from calls_made import dense, made, stack, tokens_of
 from clearhead.errors import InputError, MissingExtra
 from clearhead.kernels import Statistics
 from clearhead.observe.calls import Call, Seen
-from clearhead.observe.families import families
+from clearhead.observe.numbers.families import families
 
 NAMES = ("logsumexp", "max_logit", "max_weight", "entropy", "normalized_entropy", "sink", "distance", "visible")
 
@@ -349,6 +349,6 @@ def test_json_of_rows_gives_back_every_float32(seed, gain):
 
 
 def test_reading_what_was_seen_imports_neither_rich_nor_pandas():
-    code = "import sys, clearhead.observe.records, clearhead.observe.table\n"
+    code = "import sys, clearhead.observe.numbers.records, clearhead.observe.numbers.table\n"
     code += "assert not {'rich', 'pandas', 'matplotlib', 'lightning', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

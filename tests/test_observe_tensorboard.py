@@ -11,8 +11,8 @@ from clearhead.errors import InputError
 from clearhead.maps import Softmax
 from clearhead.nn import SelfAttention
 from clearhead.observe.calls import Call
-from clearhead.observe.monitor import AttentionMonitor
-from clearhead.observe.tensorboard import GAP, SIDE, TensorBoard, picture
+from clearhead.observe.monitoring.monitor import AttentionMonitor
+from clearhead.observe.monitoring.tensorboard import GAP, SIDE, TensorBoard, picture
 from clearhead.picture.colour import LIGHT
 
 pytest.importorskip("tensorboard")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import clearhead as ch
 from clearhead.observe import watch
-from clearhead.observe.frames import Frames
+from clearhead.observe.watching.frames import Frames
 
 E, H, N, THREADS, ROUNDS = 16, 2, 12, 4, 6
 

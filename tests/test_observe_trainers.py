@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from clearhead.observe import HuggingFaceAttentionMonitor, LightningAttentionMonitor
-from clearhead.observe.monitor import AttentionMonitor
-from clearhead.observe.remedies import StopWithLastGood
+from clearhead.observe.health.remedies import StopWithLastGood
+from clearhead.observe.monitoring.monitor import AttentionMonitor
 
 
 def records(folder):

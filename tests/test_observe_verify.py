@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import clearhead as ch
 from clearhead.errors import InputError
-from clearhead.observe.verify import LAWS, verify
+from clearhead.observe.verifying.verify import LAWS, verify
 
 WIDTH, HEADS, N = 32, 2, 10
 HIDDEN = -math.inf

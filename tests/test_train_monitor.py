@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from clearhead.data import PAD, Batches, Examples, Tokenizer
-from clearhead.observe.monitor import AttentionMonitor
-from clearhead.observe.remedies import StopWithLastGood
+from clearhead.observe.health.remedies import StopWithLastGood
+from clearhead.observe.monitoring.monitor import AttentionMonitor
 from clearhead.train import load, monitoring, train
 from clearhead.train.folder import RunFolder
 from clearhead.train.model import build

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from clearhead.demo.story import Collapse
 from clearhead.demo.training import Run
-from clearhead.observe.health import LogitExplosion
+from clearhead.observe.health.rules import LogitExplosion
 from clearhead.picture.sheet import Sheet
 from clearhead.picture.ticks import INK, MUTED
 

@@ -20,7 +20,7 @@ from clearhead.data import open_source
 from clearhead.maps import Softmax
 from clearhead.nn import Encoder, EncoderLayer, SelfAttention, Sinusoidal
 from clearhead.observe import AttentionMonitor
-from clearhead.observe.remedies import Remedy
+from clearhead.observe.health.remedies import Remedy
 from clearhead.patterns import causal
 from clearhead.train.config import Training
 from clearhead.train.optimizers import make_optimizer

@@ -13,8 +13,8 @@ from clearhead.inspect.folders import open_model
 from clearhead.inspect.models import Inspected, Question, Reading
 from clearhead.observe import Call, Finding, Seen, check, top_pairs
 from clearhead.observe.heads import KEYS
-from clearhead.observe.kept import visible_keys
-from clearhead.observe.pairs import Pair
+from clearhead.observe.numbers.kept import visible_keys
+from clearhead.observe.numbers.pairs import Pair
 
 PAIRS = 10
 """Pairs that are named."""

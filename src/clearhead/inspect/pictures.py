@@ -12,7 +12,7 @@ from clearhead.errors import InputError
 from clearhead.inspect.models import Inspected, Names, Reading
 from clearhead.inspect.ranking import ranked
 from clearhead.observe import Call, Finding, Seen, rollout
-from clearhead.observe.records import records
+from clearhead.observe.numbers.records import records
 from clearhead.picture import grid, heatmap, statistic
 from clearhead.picture import rollout as draw_rollout
 from clearhead.picture.heads import ALONE, TOGETHER

@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from clearhead.inspect.look import Attended, Inspection
 from clearhead.inspect.ranking import ranked
 from clearhead.observe import Finding
-from clearhead.observe.health import RULES, advice
-from clearhead.observe.pairs import Pair
+from clearhead.observe.health.rules import RULES, advice
+from clearhead.observe.numbers.pairs import Pair
 
 SENTENCES = 8
 """Findings said in full."""

@@ -15,23 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 from clearhead.observe.calls import Call, Seen
 from clearhead.observe.heads import Baseline, rank_residual
-from clearhead.observe.health import RULES, Finding, Rule, check
-from clearhead.observe.importance import Importance, head_importance
-from clearhead.observe.monitor import AttentionMonitor
-from clearhead.observe.pairs import top_pairs, top_received
-from clearhead.observe.remedies import LowerLearningRate, QKClip, StopWithLastGood, entropy_floor
-from clearhead.observe.reparam import qk_norm, sigma_reparam
-from clearhead.observe.rollout import rollout
-from clearhead.observe.similarity import similarity
-from clearhead.observe.tensorboard import TensorBoard
-from clearhead.observe.verify import Verdict, verify
-from clearhead.observe.watch import watch
+from clearhead.observe.health.remedies import LowerLearningRate, QKClip, StopWithLastGood, entropy_floor
+from clearhead.observe.health.reparam import qk_norm, sigma_reparam
+from clearhead.observe.health.rules import RULES, Finding, Rule, check
+from clearhead.observe.monitoring.monitor import AttentionMonitor
+from clearhead.observe.monitoring.tensorboard import TensorBoard
+from clearhead.observe.numbers.importance import Importance, head_importance
+from clearhead.observe.numbers.pairs import top_pairs, top_received
+from clearhead.observe.numbers.rollout import rollout
+from clearhead.observe.numbers.similarity import similarity
+from clearhead.observe.verifying.verify import Verdict, verify
+from clearhead.observe.watching.watch import watch
 
 if TYPE_CHECKING:
-    from clearhead.observe.lightning_callback import LightningAttentionMonitor as LightningAttentionMonitor
-    from clearhead.observe.trainer_callback import HuggingFaceAttentionMonitor as HuggingFaceAttentionMonitor
+    from clearhead.observe.monitoring.lightning_callback import LightningAttentionMonitor as LightningAttentionMonitor
+    from clearhead.observe.monitoring.trainer_callback import HuggingFaceAttentionMonitor as HuggingFaceAttentionMonitor
 
-_HOME = {"HuggingFaceAttentionMonitor": "trainer_callback", "LightningAttentionMonitor": "lightning_callback"}
+_HOME = {
+    "HuggingFaceAttentionMonitor": "clearhead.observe.monitoring.trainer_callback",
+    "LightningAttentionMonitor": "clearhead.observe.monitoring.lightning_callback",
+}
 
 __all__ = [
     "RULES",
@@ -67,7 +70,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'clearhead.observe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"clearhead.observe.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

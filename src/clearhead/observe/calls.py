@@ -104,7 +104,7 @@ class Seen(Sequence[Call]):
 
     def records(self) -> list[dict[str, Any]]:
         """A plain record of each head of each layer: `clearhead.observe.records.records`."""
-        from clearhead.observe.records import records
+        from clearhead.observe.numbers.records import records
 
         return records(self)
 
@@ -118,24 +118,24 @@ class Seen(Sequence[Call]):
 
         Raises InputError for a statistic of another name.
         """
-        from clearhead.observe.table import grid
+        from clearhead.observe.numbers.table import grid
 
         return grid(self, heads, columns).rich()
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame, one row for each head of each layer. Raises MissingExtra without pandas."""
-        from clearhead.observe.records import to_pandas
+        from clearhead.observe.numbers.records import to_pandas
 
         return to_pandas(self)
 
     def to_json(self, rows: bool = False) -> str:
         """The records as JSON, what is no finite number as null; with `rows` also every value of every call."""
-        from clearhead.observe.records import to_json
+        from clearhead.observe.numbers.records import to_json
 
         return to_json(self, rows)
 
     def __str__(self) -> str:
-        from clearhead.observe.table import grid
+        from clearhead.observe.numbers.table import grid
 
         return grid(self).text()
 
@@ -143,7 +143,7 @@ class Seen(Sequence[Call]):
         return self.table()
 
     def _repr_html_(self) -> str:
-        from clearhead.observe.table import grid
+        from clearhead.observe.numbers.table import grid
 
         return grid(self).html()
 

@@ -19,7 +19,7 @@ import yaml
 
 from clearhead.data.tokens import Tokenizer
 from clearhead.errors import ClearheadError, RunError
-from clearhead.observe.record_file import RecordFile
+from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.train.config import Config
 from clearhead.train.settings import from_yaml, to_yaml
 

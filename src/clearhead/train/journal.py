@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from clearhead.errors import RunError
-from clearhead.observe.record_file import RecordFile
+from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.train.folder import RunFolder, write_text
 from clearhead.train.task import Meter, Task
 

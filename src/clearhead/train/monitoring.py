@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from clearhead.observe.lightning_callback import LightningAttentionMonitor
-from clearhead.observe.remedies import LowerLearningRate, QKClip, Remedy, StopWithLastGood
+from clearhead.observe.health.remedies import LowerLearningRate, QKClip, Remedy, StopWithLastGood
+from clearhead.observe.monitoring.lightning_callback import LightningAttentionMonitor
 from clearhead.train.config import Monitoring
 from clearhead.train.journal import Journal
 from clearhead.train.task import Task

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from clearhead.errors import InputError, nearest
 from clearhead.observe.calls import Seen
-from clearhead.observe.families import families
-from clearhead.observe.grid import NARROW, Cell, Column, Grid, Section
-from clearhead.observe.watch import Watch
+from clearhead.observe.numbers.families import families
+from clearhead.observe.numbers.grid import NARROW, Cell, Column, Grid, Section
+from clearhead.observe.watching.watch import Watch
 
 Heads = Callable[[Tensor], Tensor]
 """Shapes an attention's output, and its gradient, as (B, H, Nq, Dv)."""

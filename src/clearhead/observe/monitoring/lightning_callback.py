@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.observe.monitor import AttentionMonitor
-from clearhead.observe.record_file import RecordFile
+from clearhead.observe.monitoring.monitor import AttentionMonitor
+from clearhead.observe.monitoring.record_file import RecordFile
 
 
 class LightningAttentionMonitor(Callback):

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from clearhead.observe.adapters import Raised, Runner, Tokens, padded
+from clearhead.observe.verifying.adapters import Raised, Runner, Tokens, padded
 
 COLUMNS = 16
 """How many tokens are changed one by one, to see which outputs follow."""

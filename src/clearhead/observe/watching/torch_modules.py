@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearhead.maps import SoftmaxMap
-from clearhead.observe.attended import attention_map, read_mask
+from clearhead.observe.watching.attended import attention_map, read_mask
 
 _FORWARDS = (nn.MultiheadAttention.forward, nn.TransformerEncoderLayer.forward, nn.TransformerEncoder.forward)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearhead.errors import InputError
-from clearhead.observe.adapters import Runner, Tokens, name_of
 from clearhead.observe.projections import Layout, Part, is_linear, layout, recognised
+from clearhead.observe.verifying.adapters import Runner, Tokens, name_of
 
 NAMES = ("query", "key", "value")
 

@@ -6,10 +6,10 @@ from itertools import groupby
 
 from clearhead.errors import InputError, nearest
 from clearhead.observe.calls import Seen
-from clearhead.observe.families import families
-from clearhead.observe.grid import Cell, Column, Grid, Section
-from clearhead.observe.health import RULES
-from clearhead.observe.records import STATISTICS, Record, records
+from clearhead.observe.health.rules import RULES
+from clearhead.observe.numbers.families import families
+from clearhead.observe.numbers.grid import Cell, Column, Grid, Section
+from clearhead.observe.numbers.records import STATISTICS, Record, records
 
 FEW = 40
 """Heads up to which each has a line of its own."""

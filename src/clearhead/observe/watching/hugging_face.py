@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.maps import SoftmaxMap
-from clearhead.observe.attended import attention_map, four, last_visible, read_mask
-from clearhead.observe.frames import says_cross
+from clearhead.observe.watching.attended import attention_map, four, last_visible, read_mask
+from clearhead.observe.watching.frames import says_cross
 
 _KNOWN = ("eager", "sdpa", "flex_attention")
 _OPAQUE = "flash_attention"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clearhead.observe.reading import Reading
+from clearhead.observe.verifying.reading import Reading
 
 ELEMENTWISE = {
     "sigmoid": torch.sigmoid,

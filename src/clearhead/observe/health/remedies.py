@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from clearhead.errors import InputError, nearest
 from clearhead.observe.calls import Call
 from clearhead.observe.heads import summaries
-from clearhead.observe.health import Finding
+from clearhead.observe.health.rules import Finding
 from clearhead.observe.projections import query_key
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.observe.attended import received_from
 from clearhead.observe.calls import Call
-from clearhead.observe.kept import Mapped, kept, padding_of, position, visible_keys
+from clearhead.observe.numbers.kept import Mapped, kept, padding_of, position, visible_keys
+from clearhead.observe.watching.attended import received_from
 
 Tokens = Sequence[str] | Sequence[Sequence[str]]
 """The names of tokens: of one sample or of all alike, or a list for each sample, which may end where padding begins."""

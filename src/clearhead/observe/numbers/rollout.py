@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from clearhead.errors import InputError, nearest
 from clearhead.observe.calls import Call, Seen
 from clearhead.observe.calls import under as is_under
-from clearhead.observe.kept import Mapped, kept, padding_of, position, visible_keys
+from clearhead.observe.numbers.kept import Mapped, kept, padding_of, position, visible_keys
 
 WHOLE = 2048
 """Tokens up to which the whole matrix is given."""

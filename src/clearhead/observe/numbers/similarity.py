@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearhead.errors import InputError
 from clearhead.observe.calls import Call
-from clearhead.observe.kept import Mapped, kept, padding_of, position
+from clearhead.observe.numbers.kept import Mapped, kept, padding_of, position
 
 HELD = 1 << 20
 """Weights held at a time: 8 MiB in float64."""

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from clearhead.observe.adapters import Raised, Runner, name_of, padded
-from clearhead.observe.naming import name_weights
-from clearhead.observe.reading import Unreadable, read
-from clearhead.observe.trial import CHECKS, Trial, Unchecked, determinism, finite
+from clearhead.observe.verifying.adapters import Raised, Runner, name_of, padded
+from clearhead.observe.verifying.naming import name_weights
+from clearhead.observe.verifying.reading import Unreadable, read
+from clearhead.observe.verifying.trial import CHECKS, Trial, Unchecked, determinism, finite
 
 LAWS = {
     "determinism": "the same input gives the same output in evaluation mode",

@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from torch.utils.weak import WeakIdKeyDictionary
 
 from clearhead.maps import is_applying
-from clearhead.observe.attended import Line, attention_map, four, logits_map, read_mask
-from clearhead.observe.compiled import FLEX
-from clearhead.observe.frames import says_cross
-from clearhead.observe.torch_modules import of_multi_head_attention_forward
+from clearhead.observe.watching.attended import Line, attention_map, four, logits_map, read_mask
+from clearhead.observe.watching.compiled import FLEX
+from clearhead.observe.watching.frames import says_cross
+from clearhead.observe.watching.torch_modules import of_multi_head_attention_forward
 
 _PRODUCTS = {
     torch.matmul, torch.bmm, torch.einsum, torch.baddbmm,

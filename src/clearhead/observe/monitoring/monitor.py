@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.errors import InputError, nearest
-from clearhead.observe.alarms import Alarms, sentence
 from clearhead.observe.calls import Seen
-from clearhead.observe.digest import NAMES, Digest, digests, together
 from clearhead.observe.heads import Baseline
-from clearhead.observe.health import RULES, Finding, Rule, judge
-from clearhead.observe.record_file import RecordFile
-from clearhead.observe.remedies import Remedy
-from clearhead.observe.tensorboard import TensorBoard
-from clearhead.observe.watch import Watch, watch
+from clearhead.observe.health.remedies import Remedy
+from clearhead.observe.health.rules import RULES, Finding, Rule, judge
+from clearhead.observe.monitoring.alarms import Alarms, sentence
+from clearhead.observe.monitoring.digest import NAMES, Digest, digests, together
+from clearhead.observe.monitoring.record_file import RecordFile
+from clearhead.observe.monitoring.tensorboard import TensorBoard
+from clearhead.observe.watching.watch import Watch, watch
 
 STATISTICS = ("entropy", "normalized_entropy", "sink", "max_logit", "max_weight", "distance")
 """What is recorded of each head unless told otherwise: means over rows; of `max_logit` the greatest."""

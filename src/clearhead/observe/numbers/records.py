@@ -15,7 +15,7 @@ from torch import Tensor
 from clearhead.errors import MissingExtra
 from clearhead.kernels import Statistics
 from clearhead.observe.calls import Call, Seen, joined
-from clearhead.observe.health import Finding, check
+from clearhead.observe.health.rules import Finding, check
 
 STATISTICS = tuple(field.name for field in fields(Statistics))
 LOWEST = frozenset({"entropy", "normalized_entropy", "visible"})

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clearhead.observe.health import Finding
+from clearhead.observe.health.rules import Finding
 
 WORSE = 2.0
 """How many times as far from its threshold a value must be before an alarm is told again."""

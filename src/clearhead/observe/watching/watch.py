@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from clearhead.errors import InputError, nearest
 from clearhead.kernels import Statistics
 from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
-from clearhead.observe.attended import padding, received_from
 from clearhead.observe.calls import Call, Seen, by_pass, under
-from clearhead.observe.compiled import compiled_code_apart
-from clearhead.observe.faults import Given, brought
-from clearhead.observe.frames import Frame, Frames, recomputing, says_cross
-from clearhead.observe.functions import Functions
-from clearhead.observe.outputs import token_residual
-from clearhead.observe.torch_modules import reproject, steps_aside
+from clearhead.observe.watching.attended import padding, received_from
+from clearhead.observe.watching.compiled import compiled_code_apart
+from clearhead.observe.watching.faults import Given, brought
+from clearhead.observe.watching.frames import Frame, Frames, recomputing, says_cross
+from clearhead.observe.watching.functions import Functions
+from clearhead.observe.watching.outputs import token_residual
+from clearhead.observe.watching.torch_modules import reproject, steps_aside
 
 NAMES = tuple(field.name for field in fields(Statistics))
 Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], None]
@@ -127,7 +127,7 @@ class Watch(AbstractContextManager[Seen]):
     def __enter__(self) -> Seen:
         self._block = ExitStack()
         if "transformers.modeling_utils" in sys.modules:
-            from clearhead.observe.hugging_face import interface_of
+            from clearhead.observe.watching.hugging_face import interface_of
 
             self._block.enter_context(interface_of(self))
         self._block.enter_context(observing(self._applied))

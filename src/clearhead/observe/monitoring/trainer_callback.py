@@ -6,8 +6,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from clearhead.observe.monitor import AttentionMonitor
-from clearhead.observe.record_file import RecordFile
+from clearhead.observe.monitoring.monitor import AttentionMonitor
+from clearhead.observe.monitoring.record_file import RecordFile
 
 
 class HuggingFaceAttentionMonitor(TrainerCallback, ExportableState):

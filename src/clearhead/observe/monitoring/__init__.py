@@ -1,0 +1,1 @@
+"""Watching a training: every k steps, with alarms, in logs and files."""

@@ -1,0 +1,1 @@
+"""What was seen, in numbers: records, tables, and what follows from the weights."""

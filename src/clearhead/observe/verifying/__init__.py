@@ -1,0 +1,1 @@
+"""Any implementation of attention, held to the laws."""

@@ -1,0 +1,1 @@
+"""Watching a model: where its attention is found, call by call."""
