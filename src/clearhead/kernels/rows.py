@@ -96,8 +96,9 @@ def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
 def finish(sums: Tensor) -> Tensor:
     """The RAW statistics from the sums of all rows (RAW, B, H, Nq); -inf and NaN where a row sees nothing."""
     total, top, dot, sink, far, count = sums
+    log_total = total.log()
     # from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large
-    return torch.stack([top + total.log(), top, total.log() - dot / total, sink / total, far / total, count])
+    return torch.stack([top + log_total, top, log_total - dot / total, sink / total, far / total, count])
 
 
 _FEW = 1 << 14

@@ -41,23 +41,17 @@ class Statistics:
     @classmethod
     def of(cls, raw: Tensor, received: Tensor | None, *, distance: bool) -> "Statistics":
         """From what a kernel measured, (RAW, …, Nq); `distance` says whether positions were known."""
-        lse, top, entropy, sink, far, count = raw.unbind(0)
-        visible = count.detach().round().to(torch.int64)
-        blank = visible == 0
-
-        def shown(x: Tensor, hidden: Tensor = blank) -> Tensor:
-            return x.masked_fill(hidden, math.nan)
-
-        weight = (top.masked_fill(blank, 0) - lse.masked_fill(blank, 0)).exp()
+        visible = raw[-1].detach().round().to(torch.int64)
+        lse, top, entropy, sink, far = raw[:-1].masked_fill(visible == 0, math.nan).unbind(0)
         widest = visible.clamp(min=2).to(entropy.dtype).log()
         return cls(
-            logsumexp=shown(lse),
-            max_logit=shown(top),
-            max_weight=shown(weight),
-            entropy=shown(entropy),
-            normalized_entropy=shown(entropy / widest, visible < 2),
-            sink=shown(sink),
-            distance=shown(far) if distance else None,
+            logsumexp=lse,
+            max_logit=top,
+            max_weight=(top - lse).exp(),
+            entropy=entropy,
+            normalized_entropy=(entropy / widest).masked_fill(visible < 2, math.nan),
+            sink=sink,
+            distance=far if distance else None,
             visible=visible,
             received=received,
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels import fused
-from clearhead.kernels.rows import RAW, Rows, Ways, finish, grad_logits, measure, softmax_rows
+from clearhead.kernels.rows import Rows, Ways, finish, grad_logits, measure, softmax_rows
 from clearhead.kernels.score import Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
 from clearhead.kernels.tiles import Tile, tiles
@@ -154,11 +154,8 @@ def _keys(tile: Tile) -> tuple[slice, slice, slice]:
 
 def _unseen(q: Tensor, wide: torch.dtype, task: Task) -> Tensor:
     """What is summed in rows that see nothing: totals and greatest logits, and with sinks all that `measure` finds."""
-    sums = torch.zeros(2 if task.sinks is None else len(RAW), *q.shape[:3], dtype=wide, device=q.device)
-    sums[:2] = sums.new_tensor([1.0, -math.inf]).view(2, 1, 1, 1)
-    if task.sinks is not None:
-        sums[RAW.index("sink")] = math.nan
-    return sums
+    found = [1.0, -math.inf] if task.sinks is None else [1.0, -math.inf, 0.0, math.nan, 0.0, 0.0]
+    return q.new_tensor(found, dtype=wide)[:, None, None, None].repeat(1, *q.shape[:3])
 
 
 def _total_and_top(rows: Rows) -> Tensor:
