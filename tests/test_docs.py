@@ -398,7 +398,7 @@ def test_observe_lists_what_the_json_of_an_inspection_holds(beside_run, capsys):
 
 
 def test_observe_lists_reasons_that_are_given():
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/clearhead/observe").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/clearhead/observe").rglob("*.py"))
     for reason, _ in rows("docs/observe.md", "reason"):
         assert reason.strip("`") in source, reason
 
