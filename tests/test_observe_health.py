@@ -354,7 +354,7 @@ def test_parts_of_a_batch_are_one_update():
     baseline, whole = Baseline(), Baseline()
     for values in (0.5, 0.8, 0.6):
         baseline.update([call_with_entropy([values - 0.1, math.nan]), call_with_entropy([values + 0.1, values])])
-        whole.take(NAME, torch.tensor([values, values]))
+        whole.take(NAME, [values, values])
     summary = summarise(call_with_entropy([0.1, 0.1]))
     (mean, deviation, updates), expected = baseline.of(summary), whole.of(summary)
     assert mean == pytest.approx(expected[0])

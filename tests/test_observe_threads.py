@@ -133,7 +133,7 @@ def test_what_ends_while_another_thread_is_inside_sees_nothing_more():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_code_in_several_threads_leaves_the_hooks_of_the_watch_as_they_were():
-    frames = Frames(nn.Linear(2, 2), lambda: None, lambda *_: None)
+    frames = Frames(nn.Linear(2, 2), lambda module: True, lambda: None, lambda *_: None)
     hooks = torch.nn.modules.module._global_forward_hooks
     before = len(hooks)
     frames.start()

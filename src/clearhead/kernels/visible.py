@@ -136,11 +136,11 @@ class Visible:
 
     def first_key(self) -> Tensor:
         """The sample's first real key, (B or 1, 1): the lowest position that is neither padding nor masked for all."""
-        if not self.n_keys:
+        if not self.n_keys or (self.mask is None and self.k_positions is None):
             return torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         real = torch.ones(1, self.n_keys, dtype=torch.bool, device=self.device)
         if self.mask is not None:
-            real = real & self.mask.any(2).any(1)
+            real = self.mask.any(2).any(1).expand(-1, self.n_keys)
         if self.k_positions is None:
             return real.to(torch.uint8).argmax(-1, keepdim=True)
         at = self.positions_of_keys().amin(1)

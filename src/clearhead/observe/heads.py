@@ -4,8 +4,8 @@ Shapes: B samples, H heads, Nq queries, Nk keys, R measured rows, N tokens, E wi
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -177,10 +177,13 @@ def rank_residual(x: Float[Tensor, "b n e"], real: Bool[Tensor, "b n"] | None = 
         real: (B, N), True where a token counts; all if None. A sample without any is NaN.
     """
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    weight = torch.ones_like(x[..., :1]) if real is None else real[..., None].to(x.dtype)
-    x = x.masked_fill(weight == 0, 0)
-    mean = x.sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-    return ((x - mean) * weight).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+    if real is None:
+        apart = x - x.mean(1, keepdim=True)
+    else:
+        hidden = ~real[..., None]
+        x = x.masked_fill(hidden, 0)
+        apart = (x - x.sum(1, keepdim=True) / real.sum(1)[:, None, None]).masked_fill_(hidden, 0)
+    return apart.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
 
 
 class Baseline:
@@ -198,7 +201,7 @@ class Baseline:
         if not 0 < decay < 1:
             raise InputError(f"decay is {decay}; it must lie between 0 and 1")
         self.decay = decay
-        self._heads: dict[str, Tensor] = {}
+        self._heads: dict[str, list[_Course]] = {}
 
     def update(self, calls: Iterable[Call]) -> None:
         """Take in the calls of one step. Several of one layer, as of the parts of a batch, count as their mean."""
@@ -206,43 +209,57 @@ class Baseline:
         for summary in summaries(calls):
             parts.setdefault(summary.key, []).append(summary.entropy)
         for key, entropies in parts.items():
-            self.take(key, torch.tensor(entropies, dtype=torch.float64).nanmean(0))
+            self.take(key, torch.tensor(entropies, dtype=torch.float64).nanmean(0).tolist())
 
-    def take(self, key: str, entropy: Tensor) -> None:
-        """Take in one more mean normalized entropy of each head, (H,), of the layer of a summary's `key`.
+    def take(self, key: str, entropy: Sequence[float]) -> None:
+        """Take in one more mean normalized entropy of each of the H heads of the layer of a summary's `key`.
 
         A head that was not measured, whose value is NaN, keeps what it had.
         """
-        new, old = entropy.double().cpu(), self._heads.get(key)
-        if old is None or old.shape[1] != len(new):
-            old = torch.stack([new.new_full(new.shape, value) for value in (0, math.nan, math.nan, 0)])
-        self._heads[key] = torch.where(new.isnan(), old, _moved(old, new, self.decay))
+        courses = self._heads.get(key, [])
+        if len(courses) != len(entropy):
+            courses = [_Course()] * len(entropy)
+        self._heads[key] = [
+            course if math.isnan(new) else course.moved(new, self.decay)
+            for course, new in zip(courses, entropy, strict=True)
+        ]
 
     def of(self, summary: HeadSummary) -> tuple[list[float], list[float], list[int]] | None:
         """(mean, deviation, updates) of the summary's heads; None where there was no update yet."""
-        state = self._heads.get(summary.key)
-        if state is None or state.shape[1] != len(summary.entropy):
+        courses = self._heads.get(summary.key)
+        if courses is None or len(courses) != len(summary.entropy):
             return None
-        updates, mean, _, noise = state
-        return mean.tolist(), noise.sqrt().tolist(), [int(n) for n in updates]
+        deviations = [math.sqrt(course.noise) for course in courses]
+        return [course.mean for course in courses], deviations, [course.updates for course in courses]
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: numbers and plain tensors."""
-        return {"decay": self.decay, "heads": {key: state.clone() for key, state in self._heads.items()}}
+        heads = {key: torch.tensor([*map(astuple, state)], dtype=torch.float64).T for key, state in self._heads.items()}
+        return {"decay": self.decay, "heads": heads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.decay = state["decay"]
-        self._heads = {key: torch.as_tensor(rows, dtype=torch.float64).clone() for key, rows in state["heads"].items()}
+        self._heads = {
+            key: [_Course(int(updates), *rest) for updates, *rest in torch.as_tensor(rows).double().T.tolist()]
+            for key, rows in state["heads"].items()
+        }
 
 
-def _moved(old: Tensor, new: Tensor, decay: float) -> Tensor:
-    """(updates, mean, last value, noise), (4, H), after one more value."""
-    updates, mean, last, noise = old
-    first, n = updates == 0, updates + 1
-    share = (1 / n).clamp(min=1 - decay)
-    mean = torch.where(first, new, mean + share * (new - mean))
-    jump = torch.where(first, 0.0, (new - last) ** 2 / 2)  # E (x − x')² = 2 var, for independent noise about a trend
-    share = (1 / updates.clamp(min=1)).clamp(min=1 - decay)
-    noise = torch.where(first, 0.0, noise.nan_to_num() + share * (jump - noise.nan_to_num()))
-    return torch.stack([n, mean, new, noise])
+@dataclass(frozen=True)
+class _Course:
+    """How the entropy of a head went: how many values came, their running mean, the last, and the noise about it."""
+
+    updates: int = 0
+    mean: float = math.nan
+    last: float = math.nan
+    noise: float = 0.0
+
+    def moved(self, new: float, decay: float) -> "_Course":
+        """After one more value."""
+        if not self.updates:
+            return _Course(1, new, new)
+        mean = self.mean + max(1 / (self.updates + 1), 1 - decay) * (new - self.mean)
+        jump = (new - self.last) ** 2 / 2  # E (x − x')² = 2 var, for independent noise about a trend
+        noise = self.noise + max(1 / self.updates, 1 - decay) * (jump - self.noise)
+        return _Course(self.updates + 1, mean, new, noise)

@@ -97,7 +97,7 @@ def _digests(group: list[tuple[Call, Tensor]]) -> list[Digest]:
     for _, each in group:
         x[:, starts[-1] : starts[-1] + each.shape[1], : each.shape[2]] = each
         starts.append(starts[-1] + each.shape[1])
-    values = dict(zip(NAMES, x[:, None], strict=True))
+    values = dict(zip(NAMES, x[:, None].unbind(), strict=True))
     visible = values["visible"] = values["visible"].nan_to_num(0).long()
     first = replace(group[0][0], rows=None, padding=None, residual=None, brought=None)
     whole = replace(first, shape=(1, heads, rows, 1), statistics=Statistics(**values))
@@ -125,18 +125,17 @@ def _of_call(heads: HeadSummary, call: Call, mine: slice) -> HeadSummary:
         own = ("call", "residuals")
         values = {each.name: getattr(heads, each.name)[mine] for each in fields(HeadSummary) if each.name not in own}
         width = call.shape[2] if call.rows is None else len(call.rows)
+        rows = None if call.rows is None else call.rows.tolist()
         for name in _PLACES:
             at = [divmod(i, width) for _, i in values[name]]
-            values[name] = [(sample, _number(row, call.rows)) for sample, row in at]
-    for name in _PLACES:
-        values[name] = [(_number(sample, call.samples), row) for sample, row in values[name]]
+            values[name] = [(sample, row if rows is None else rows[row]) for sample, row in at]
+    if call.samples is not None:
+        samples = call.samples.tolist()
+        for name in _PLACES:
+            values[name] = [(samples[sample], row) for sample, row in values[name]]
     nothing = {"rows": None, "samples": None, "padding": None, "residual": None, "brought": None, "map": None}
     light = replace(call, statistics=Statistics(), **nothing)  # type: ignore[arg-type]
     return HeadSummary(**{**values, "call": light, "residuals": known_residuals(call)})
-
-
-def _number(i: int, chosen: Tensor | None) -> int:
-    return i if chosen is None else int(chosen[i])
 
 
 def together(digests: Iterable[Digest]) -> list[Digest]:

@@ -183,7 +183,7 @@ class AttentionMonitor:
         layers = together(each for mine, _ in processes for each in mine)
         self.findings = judge((each.heads for each in layers), self.rules, self.baseline)
         for each in layers:
-            self.baseline.take(each.heads.key, torch.tensor(each.heads.entropy))
+            self.baseline.take(each.heads.key, each.heads.entropy)
         events = self.alarms.update(self.findings, {_place(each): (each.judged[0] > 0).tolist() for each in layers})
         done = self._act(seen)
         self.record = self._recorded(layers, _means([notes for _, notes in processes]), events, done)
@@ -288,7 +288,8 @@ def _norms(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {path: {} for path in modules}
     if tensors:
         norms = torch._foreach_norm(tensors, 2, torch.float32)
-        numbers = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
+        one_device = len({x.device for x in tensors}) == 1
+        numbers = torch.stack(norms if one_device else [norm.cpu() for norm in norms]).tolist()
         for (path, name), norm in zip(places, numbers, strict=True):
             found[path][name] = math.hypot(found[path].get(name, 0.0), norm)
     return found

@@ -28,6 +28,8 @@ class Pass:
     """Its number among those of the thread that watches; 0 in other threads, whose order is an accident of time."""
     turns: dict[str, int] = field(default_factory=dict)
     """How many calls of each path were recorded in it."""
+    drawn: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    """The samples that were chosen in it from as many."""
 
     def turn(self, path: str) -> int:
         """How many calls of this path were recorded before the one that asks."""
@@ -42,6 +44,8 @@ class Frame:
     module: nn.Module
     path: str
     run: Pass
+    followed: bool
+    """Are its functions followed?"""
     calls: list[int] = field(default_factory=list)
     """Which calls were seen while this module was on top."""
     size: tuple[int, int] = (0, 0)
@@ -55,17 +59,22 @@ class Frame:
 class Frames:
     """The modules of `model` that run, by thread, between `start` and `end`.
 
-    `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when one has computed its
-    output and is still on top. A step is one call of the model, or of a part of it from outside.
+    `follows(module)` says whether its functions are to be followed; None: it is but an operation of its caller, and has
+    no frame of its own. `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when
+    one has computed its output and is still on top. A step is one call of the model, or of a part of it from outside.
     """
 
     def __init__(
-        self, model: nn.Module, changed: Callable[[], None], done: Callable[[Frame, Any, Any, Any], None]
+        self,
+        model: nn.Module,
+        follows: Callable[[nn.Module], bool | None],
+        changed: Callable[[], None],
+        done: Callable[[Frame, Any, Any, Any], None],
     ) -> None:
         self.paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self.paths.setdefault(module, path)
-        self._changed, self._done = changed, done
+        self._follows, self._changed, self._done = follows, changed, done
         self._thread, self._lock = threading.local(), threading.Lock()
         self._handles: list[Any] = []
         self._watching: int | None = None  # the thread that watches
@@ -125,11 +134,15 @@ class Frames:
         self._handles = []
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        stack, path = self.stack, self.paths.get(module)
+        stack, followed = self.stack, self._follows(module)
+        if stack and followed is None:
+            return
+        path = self.paths.get(module)
         if (path is None and not stack) or recomputing():
             return
-        run = stack[-1].run if stack else self._new_pass()
-        stack.append(Frame(module, stack[-1].path if path is None else path, run))
+        caller = stack[-1] if stack else None
+        run = caller.run if caller else self._new_pass()
+        stack.append(Frame(module, caller.path if path is None and caller else path or "", run, followed is not False))
         self._changed()
 
     def _new_pass(self) -> Pass:
@@ -144,7 +157,9 @@ class Frames:
     def _after(self, module: nn.Module, args: Any, *rest: Any) -> None:
         # (kwargs, output), or (output,) alone where the module raised
         stack = self.stack
-        if not any(frame.module is module for frame in stack) or recomputing():
+        if not stack or (stack[-1].module is not module and all(frame.module is not module for frame in stack)):
+            return
+        if recomputing():
             return
         while stack[-1].module is not module:  # left by an exception that ran no hook, such as Ctrl-C caught inside
             stack.pop()

@@ -24,6 +24,17 @@ def steps_aside(module: nn.Module) -> bool:
     return getattr(type(module), "forward", None) in _FORWARDS  # scripted modules have none
 
 
+def follows(module: nn.Module) -> bool | None:
+    """Are the functions that a module calls to be followed? None: it is a single operation of torch, its caller's.
+
+    Not those of modules that step aside; nor those of Clearhead's own, which attend by maps that speak for themselves.
+    """
+    family = type(module).__module__
+    if family.startswith("torch.nn.modules.") and not module._modules:
+        return None
+    return not steps_aside(module) and not family.startswith("clearhead.")
+
+
 def is_multi_head(module: nn.Module) -> bool:
     """Does it attend as `nn.MultiheadAttention`?"""
     return type(module).forward is nn.MultiheadAttention.forward
@@ -38,7 +49,7 @@ def reproject(watch: Any, frame: Any, args: Any, kwargs: Any, output: Any) -> No
     module = frame.module
     if is_multi_head(module):
         call = _bound(_MULTI_HEAD, module, args, kwargs)
-        _record(watch, frame.path, module, call)
+        _record(watch, frame.path, module, call, output[0])
         if watch.gives:
             _give(watch, frame.path, module, call, output[0])
     elif type(module).forward is nn.TransformerEncoderLayer.forward and not frame.attended:  # the fast path
@@ -71,8 +82,11 @@ def of_multi_head_attention_forward(watch: Any, call: dict[str, Any]) -> None:
     _record_projected(watch, watch.frame.path, call, batch_first=False)
 
 
-def _record(watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str, Any]) -> None:
-    _record_projected(watch, path, _with_weights(module, call), batch_first=module.batch_first)
+def _record(
+    watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str, Any], output: Tensor | None = None
+) -> None:
+    kept = None if watch.grad or output is None else _kept(output)
+    _record_projected(watch, path, _with_weights(module, call), module.batch_first, kept)
 
 
 def _with_weights(module: nn.MultiheadAttention, call: dict[str, Any]) -> dict[str, Any]:
@@ -92,24 +106,49 @@ def _with_weights(module: nn.MultiheadAttention, call: dict[str, Any]) -> dict[s
     return {**call, **weights}
 
 
-def _record_projected(watch: Any, path: str, call: dict[str, Any], batch_first: bool) -> None:
-    A, cross = _map(call, batch_first)
+def _record_projected(
+    watch: Any, path: str, call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | None = None
+) -> None:
+    A, cross = _map(call, batch_first, kept)
     watch.record(A, "torch.nn.MultiheadAttention", cross, path)
 
 
-def _map(call: dict[str, Any], batch_first: bool) -> tuple[SoftmaxMap, bool]:
-    """The map of the call, and whether it is of another sequence."""
+_ON_THE_WAY = ("Addmm", "Clone", "Mm", "Permute", "Squeeze", "T", "Transpose", "UnsafeView", "Unsqueeze", "View")
+
+
+def _kept(output: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The queries and keys (B, H, N, D) of the fused call behind `output`, where autograd keeps them for its backward
+    pass: in training, when no weights were asked for. None: they are to be computed again.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return None  # a checkpoint, say, which would compute what it did not keep
+    ways = [output.grad_fn]
+    while ways:
+        node: Any = ways.pop()
+        name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
+        if name.startswith("ScaledDotProduct") and hasattr(node, "_saved_query"):
+            return node._saved_query.detach(), node._saved_key.detach()
+        if name in _ON_THE_WAY:
+            ways += [each for each, _ in node.next_functions]
+    return None
+
+
+def _map(call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | None = None) -> tuple[SoftmaxMap, bool]:
+    """The map of the call, and whether it is of another sequence; from the queries and keys that were `kept`."""
     query, key, allowed = call["query"], call["key"], None
     cross = query is not key
     if query.is_nested:  # how a TransformerEncoder hands padded batches to its layers
         query, allowed = _padded(query)
         key = query if not cross else _padded(key)[0]
     heads, batched = call["num_heads"], query.dim() == 3
-    q_weight, q_bias, k_weight, k_bias = _projections(call)[:4]
-    q = _heads(F.linear(query, q_weight, q_bias), heads, batch_first, batched)
-    k = _heads(F.linear(key, k_weight, k_bias), heads, batch_first, batched)
+    if kept is None:
+        q_weight, q_bias, k_weight, k_bias = _projections(call)[:4]
+        q = _heads(F.linear(query, q_weight, q_bias), heads, batch_first, batched)
+        k = _heads(F.linear(key, k_weight, k_bias), heads, batch_first, batched)
+        k, extra = _with_more_keys(k, call, heads)
+    else:
+        (q, k), extra = kept, (call["bias_k"] is not None) + bool(call["add_zero_attn"])
     mask, bias = _masks(call, q.shape[0], heads)
-    k, extra = _with_more_keys(k, call, heads)
     if extra:
         mask = (
             mask if mask is None else F.pad(mask.expand(*mask.shape[:-1], k.shape[2] - extra), (0, extra), value=True)
@@ -162,7 +201,7 @@ def _with_more_keys(k: Tensor, call: dict[str, Any], heads: int) -> tuple[Tensor
         more.append(call["bias_k"].reshape(1, 1, heads, -1).transpose(1, 2).expand(k.shape[0], -1, -1, -1))
     if call["add_zero_attn"]:
         more.append(k.new_zeros(*k.shape[:2], 1, k.shape[3]))
-    return torch.cat([k, *more], 2), len(more)
+    return torch.cat([k, *more], 2) if more else k, len(more)
 
 
 def _padded(x: Tensor) -> tuple[Tensor, Tensor]:

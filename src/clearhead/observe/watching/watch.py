@@ -35,7 +35,7 @@ from clearhead.observe.watching.faults import Given, brought
 from clearhead.observe.watching.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.watching.functions import Functions
 from clearhead.observe.watching.outputs import token_residual
-from clearhead.observe.watching.torch_modules import reproject, steps_aside
+from clearhead.observe.watching.torch_modules import follows, reproject, steps_aside
 
 NAMES = tuple(field.name for field in fields(Statistics))
 Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], None]
@@ -117,7 +117,7 @@ class Watch(AbstractContextManager[Seen]):
         self._rows, self._samples, self._layers = rows, samples, layers
         self._keep, self.grad = keep_maps, grad
         self._outputs = outputs
-        self._frames = Frames(model, self._changed, self._done)
+        self._frames = Frames(model, follows, self._changed, self._done)
         self._functions = Functions(self)
         self._eager = compiled == "eager"
         self._seed, self._lock = seed, Lock()
@@ -149,21 +149,27 @@ class Watch(AbstractContextManager[Seen]):
 
     def _changed(self) -> None:
         top = self._frames.top
-        self._functions.active(top is not None and not steps_aside(top.module))
+        self._functions.active(top is not None and top.followed)
 
     def _done(self, frame: Frame, args: Any, kwargs: Any, output: Any) -> None:
         if steps_aside(frame.module):
             reproject(self, frame, args, kwargs, output)
         if frame.compiled is not None and not frame.attended:
             self.cannot_see(frame.path, frame.compiled)
+        if frame.calls:
+            self._attended(frame, kwargs, output)
+
+    def _attended(self, frame: Frame, kwargs: Any, output: Any) -> None:
+        """What only the end of a module tells of the calls that were seen in it."""
+        calls = self.seen.calls
         with self._lock:
             for i in frame.calls if _attends_elsewhere(kwargs) else ():
-                self.seen.calls[i] = _crossing(self.seen.calls[i])
+                calls[i] = _crossing(calls[i])
             if len(frame.calls) == 1:
                 (i,) = frame.calls
                 with self.hidden():
-                    residual = token_residual(self.seen.calls[i], frame.module, output, *frame.size)
-                self.seen.calls[i] = replace(self.seen.calls[i], residual=residual)
+                    residual = token_residual(calls[i], frame.module, output, *frame.size)
+                calls[i] = replace(calls[i], residual=residual)
 
     @property
     def frame(self) -> Frame | None:
@@ -238,7 +244,9 @@ class Watch(AbstractContextManager[Seen]):
         A = A if self.grad else A.detach()
         turn, b, n_queries = frame.run.turn(name), A.full_shape[0], A.full_shape[2]
         # the same samples in all calls of a pass that have as many
-        samples = self._drawn(self._samples, b, "samples", frame.run.number)
+        samples = frame.run.drawn.get(b)
+        if samples is None:
+            samples = frame.run.drawn[b] = self._drawn(self._samples, b, "samples", frame.run.number)
         A = A if samples is None else A.of(samples)
         rows = self._rows
         if rows is None or isinstance(rows, int):
@@ -262,7 +270,8 @@ class Watch(AbstractContextManager[Seen]):
             step=frame.run.step,
             turn=turn,
         )
-        call = replace(call, brought=brought(call, A, given))
+        if (why := brought(call, A, given)) is not None:
+            call = replace(call, brought=why)
         with self._lock:
             frame.size = b, n_queries
             frame.calls.append(len(self.seen.calls))
