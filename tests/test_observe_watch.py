@@ -1,6 +1,7 @@
 """Watching any model: what attends is found, measured as its dense weights say, and not changed by a bit."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import clearhead as ch
 from clearhead.errors import InputError
 from clearhead.observe import watch
+from clearhead.observe.watching import torch_modules
 
 E, H, D = 24, 4, 6
 
@@ -229,6 +231,50 @@ def test_multihead_attention(batch_first, options, masked, need_weights):
     if not cross and "key_padding_mask" in call and n == weights.shape[-1]:  # queries that are padding give nothing
         given = given.masked_fill(call["key_padding_mask"][:, None, :, None], 0)
     torch.testing.assert_close(seen[0].statistics.received.double(), given.sum(-2), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"add_bias_kv": True}, {"add_zero_attn": True}, {"batch_first": True}], ids=str
+)
+@pytest.mark.parametrize("given", ["batch", "one sample", "masks", "weights asked for", "kept elsewhere", "dropout"])
+def test_in_training_the_queries_and_keys_that_autograd_keeps_are_read(options, given, monkeypatch):
+    """Where it keeps none, or not as they were, they are projected again."""
+    torch.manual_seed(0)
+    module = sharp(nn.MultiheadAttention(E, H, dropout=0.3 if given == "dropout" else 0.0, **options))
+    again = given in ("weights asked for", "kept elsewhere", "dropout")
+    x = torch.randn(5, E) if given == "one sample" else torch.randn(5, 5, E)
+    call = {"attn_mask": torch.randn(5, 5)} if given == "masks" else {}
+    projected = []
+    projections = torch_modules._projections
+    monkeypatch.setattr(torch_modules, "_projections", lambda call: projected.append(call) or projections(call))
+    elsewhere = torch.autograd.graph.save_on_cpu() if given == "kept elsewhere" else nullcontext()
+    with elsewhere:
+        torch.manual_seed(1)
+        before = module(x, x, x, need_weights=given == "weights asked for", **call)[0]
+        torch.manual_seed(1)
+        with watch(module) as seen:
+            after = module(x, x, x, need_weights=given == "weights asked for", **call)[0]
+    assert torch.equal(before, after)
+    assert bool(projected) is again
+    weights = multi_head_weights(module.eval(), x, x, **call).detach()
+    weights = weights if weights.dim() == 4 else weights[None]
+    assert seen[0].shape == tuple(weights.shape)
+    torch.testing.assert_close(seen[0].statistics.entropy.double(), entropy(weights), rtol=1e-5, atol=1e-6)
+    after.sum().backward()
+    assert module.in_proj_weight.grad.isfinite().all()
+
+
+def test_an_earlier_call_is_never_taken_for_this_one():
+    """Asked for weights, the second attention keeps no queries; those of the first lie behind it in the graph."""
+    torch.manual_seed(0)
+    first, second = (sharp(nn.MultiheadAttention(E, H, batch_first=True)) for _ in range(2))
+    model = nn.ModuleList([first, second])
+    x = torch.randn(2, 5, E)
+    with watch(model) as seen:
+        h = first(x, x, x, need_weights=False)[0]
+        second(h, h, h)
+    weights = multi_head_weights(second, h, h).detach()
+    torch.testing.assert_close(seen["1"][0].statistics.entropy.double(), entropy(weights), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*")
