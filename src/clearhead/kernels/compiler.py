@@ -48,7 +48,7 @@ def _made(source: Path, compiler: list[str]) -> Path:
         # made elsewhere and moved: several processes may do so at once, and none sees half a file
         with tempfile.TemporaryDirectory(dir=folder) as beside:
             made = Path(beside, file.name)
-            command = [*compiler, *_FLAGS, str(source), "-o", str(made)]
+            command = [*compiler, *_FLAGS, str(source), "-o", str(made), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             made.replace(file)
     return file

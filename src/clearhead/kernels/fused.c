@@ -40,10 +40,10 @@ typedef struct {
     int32_t seen_from, seen_to;
     Tensor bias;                /* here and below, null: none */
     Tensor q_at, k_at;          /* positions: a row of them each */
-    Tensor sums;                /* a row of each: total, top, dot, sink, far, count; sums_step from one to the next */
-    int64_t sums_step;
+    Tensor raw;                 /* logsumexp, greatest logit, entropy, sink, distance, visible keys; */
+    int64_t raw_step;           /* from one of them to the next */
     Tensor received;            /* a row of keys, to be added to */
-    const int64_t *sinks;       /* keys, counted from -first_key; null: no statistics but total and top */
+    const int64_t *sinks;       /* keys, counted from -first_key; null: the logsumexp alone is wanted */
     int64_t sinks_sample;
     int32_t n_sinks;
     float *room;                /* of room_for(…) floats */
@@ -236,10 +236,12 @@ static void finish(const Call *c, int b, int h, int first, int n, Row *rows, flo
             any = weight;
         }
         /* the greatest of numbers with a NaN among them is NaN */
-        float top = total != total && row.top < INFINITY ? NAN : row.top;
-        float found[] = {total, top, row.dot, any, row.far, row.count};
-        for (int i = 0; i < (c->sinks ? 6 : 2); i++)
-            ((float *)at(&c->sums, b, h, first + r, 4))[i * c->sums_step] = found[i];
+        float top = total != total && row.top < INFINITY ? NAN : row.top, log_total = logf(total);
+        /* from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large */
+        float found[] = {top + log_total, top,        log_total - row.dot / total, any / total,
+                         row.far / total, row.count};
+        for (int i = 0; i < (c->sinks ? 6 : 1); i++)
+            ((float *)at(&c->raw, b, h, first + r, 4))[i * c->raw_step] = found[i];
         float *to = at(&c->out, b, h, first + r, 4);
         for (int j = 0; j < c->value_width; j++) to[j] = out[(int64_t)r * c->value_width + j] / total;
         if (!c->received.at) continue;

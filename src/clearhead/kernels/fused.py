@@ -31,8 +31,8 @@ class _Call(ctypes.Structure):
         *((name, c_float) for name in ("scale", "softcap")),
         *((name, _Tensor) for name in ("q", "k", "v", "out", "seen")),
         *((name, c_int32) for name in ("seen_from", "seen_to")),
-        *((name, _Tensor) for name in ("bias", "q_at", "k_at", "sums")),
-        ("sums_step", c_int64),
+        *((name, _Tensor) for name in ("bias", "q_at", "k_at", "raw")),
+        ("raw_step", c_int64),
         ("received", _Tensor),
         ("sinks", c_void_p),
         ("sinks_sample", c_int64),
@@ -87,10 +87,10 @@ class Pass:
     Args:
         q, k, v: (B, H, Nq, D), (B, Hkv, Nk, D), (B, Hkv, Nk, Dv).
         visible: with its positions written out.
-        sinks: (B or 1, S), the keys whose weight is the statistic `sink`; None: totals and greatest logits are enough.
+        sinks: (B or 1, S), the keys whose weight is the statistic `sink`; None: the logsumexp is enough.
         distance: whether positions say how far keys are.
         out: (B, H, Nq, Dv).
-        sums: (2, or with sinks RAW; B, H, Nq), as `measure` returns them.
+        raw: (RAW, or without sinks 1; B, H, Nq), the statistics.
         received: (B, H, Nk) is added to; (B, H, 0): not wanted.
     """
 
@@ -104,13 +104,13 @@ class Pass:
         sinks: Tensor | None,
         distance: bool,
         out: Tensor,
-        sums: Tensor,
+        raw: Tensor,
         received: Tensor,
     ) -> None:
         q, k, v = (_rows_apart(x) for x in (q, k, v))
         self._visible, self._score, self._sinks = visible, score, sinks
         self._q, self._k, self._v, self._out = (_Laid(x) for x in (q, k, v, out))
-        self._sums, self._received = _Laid(sums[0]), _Laid(received[:, :, None]) if received.shape[-1] else None
+        self._raw, self._received = _Laid(raw[0]), _Laid(received[:, :, None]) if received.shape[-1] else None
         self._q_at = self._k_at = None
         if distance and sinks is not None:
             self._q_at = _Laid(visible.positions_of_queries()[:, :, None].float().contiguous())
@@ -122,7 +122,7 @@ class Pass:
             "value_width": v.shape[3],
             "scale": score.scale,
             "softcap": score.softcap or 0.0,
-            "sums_step": sums.stride(0),
+            "raw_step": raw.stride(0),
         }
         self._room = torch.empty(0)
 
@@ -140,7 +140,7 @@ class Pass:
             k=self._k.part(b, tile.kv.start, first),
             v=self._v.part(b, tile.kv.start, first),
             out=self._out.part(b, h, row),
-            sums=self._sums.part(b, h, row),
+            raw=self._raw.part(b, h, row),
             seen_from=tile.partly.start - first,
             seen_to=tile.partly.stop - first,
             **self._fixed,

@@ -74,11 +74,12 @@ def softmax_rows(
 
 
 def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
-    """The sums over the keys that `finish` turns into the RAW statistics of the rows, (RAW, b, h, r).
+    """The RAW statistics of the rows, (RAW, b, h, r); -inf and NaN where a row sees nothing.
 
     `sinks` as in `sink_weight`; without `ways` distances are 0. Uses up `rows.logits`.
     """
-    total, top = rows.total.squeeze(-1), rows.shift.squeeze(-1)
+    total, log_total = rows.total.squeeze(-1), rows.total.squeeze(-1).log()
+    lse, top = logsumexp(rows), rows.shift.squeeze(-1)
     if rows.blank is not None:
         top = top.masked_fill(rows.blank.squeeze(-1), -math.inf)
     far = torch.zeros_like(total) if ways is None else ways.summed(rows.exp)
@@ -90,15 +91,15 @@ def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
         )
     # a logit may be -inf by itself, and its weight 0
     dot = rows.logits.clamp_(min=torch.finfo(total.dtype).min).mul_(rows.exp).sum(-1)
-    return torch.stack([total, top, dot, sink_weight(rows, sinks), far, count])
-
-
-def finish(sums: Tensor) -> Tensor:
-    """The RAW statistics from the sums of all rows (RAW, B, H, Nq); -inf and NaN where a row sees nothing."""
-    total, top, dot, sink, far, count = sums
-    log_total = total.log()
     # from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large
-    return torch.stack([top + log_total, top, log_total - dot / total, sink / total, far / total, count])
+    entropy = log_total - dot / total
+    return torch.stack([lse, top, entropy, sink_weight(rows, sinks) / total, far / total, count])
+
+
+def logsumexp(rows: Rows) -> Tensor:
+    """(b, h, r); -inf where a row sees nothing."""
+    lse = rows.shift + rows.total.log()
+    return (lse if rows.blank is None else lse.masked_fill(rows.blank, -math.inf)).squeeze(-1)
 
 
 _FEW = 1 << 14

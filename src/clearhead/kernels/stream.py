@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels import fused
-from clearhead.kernels.rows import Rows, Ways, finish, grad_logits, measure, softmax_rows
+from clearhead.kernels.rows import Ways, grad_logits, logsumexp, measure, softmax_rows
 from clearhead.kernels.score import Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
 from clearhead.kernels.tiles import Tile, tiles
@@ -45,7 +45,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     task = replace(task, visible=task.visible.placed())
     out_dtype, q, k, v = v.dtype, q.to(wide), k.to(wide), v.to(wide)
     out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
-    sums = _unseen(q, wide, task)
+    raw = _unseen(q, wide, task)
     if misfit(q, k, v, task):
         take, size = _eagerly, {}
     else:
@@ -53,12 +53,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
 
     def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
-        take(share, q, k, v, task, out, sums, received)
+        take(share, q, k, v, task, out, raw, received)
         return received
 
     work_at_hand = list(_tiles(q, k, task, **size))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
-    raw = sums[1:2] + sums[:1].log() if task.sinks is None else finish(sums)
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
 
 
@@ -77,11 +76,11 @@ def _fused(
     v: Tensor,
     task: Task,
     out: Tensor,
-    sums: Tensor,
+    raw: Tensor,
     received: Tensor,
 ) -> None:
-    """Some tiles, whose output, sums and received weights are written to the last three."""
-    take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, out, sums, received)
+    """Some tiles, whose output, statistics and received weights are written to the last three."""
+    take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, out, raw, received)
     for _, tile in share:
         take(tile)
 
@@ -93,7 +92,7 @@ def _eagerly(
     v: Tensor,
     task: Task,
     out: Tensor,
-    sums: Tensor,
+    raw: Tensor,
     received: Tensor,
 ) -> None:
     """The same, tensor by tensor: the twin of `fused.c` for whatever that cannot take."""
@@ -107,8 +106,8 @@ def _eagerly(
             values = v[_keys(tile)]
             products = grouped(_dropped(rows.exp, task, i), values).matmul(values)
             out[at] = products.view(*rows.exp.shape[:3], -1) / rows.total
-        sums[(slice(None), *at)] = (
-            _total_and_top(rows) if task.sinks is None else measure(rows, task.sinks, ways.of(tile))
+        raw[(slice(None), *at)] = (
+            logsumexp(rows)[None] if task.sinks is None else measure(rows, task.sinks, ways.of(tile))
         )
         del rows  # before the next tile's are made, which then lie in the same memory, still in the cache
 
@@ -153,15 +152,9 @@ def _keys(tile: Tile) -> tuple[slice, slice, slice]:
 
 
 def _unseen(q: Tensor, wide: torch.dtype, task: Task) -> Tensor:
-    """What is summed in rows that see nothing: totals and greatest logits, and with sinks all that `measure` finds."""
-    found = [1.0, -math.inf] if task.sinks is None else [1.0, -math.inf, 0.0, math.nan, 0.0, 0.0]
+    """What is measured in rows that see nothing: the RAW statistics, or without sinks the logsumexp alone."""
+    found = [-math.inf] if task.sinks is None else [-math.inf, -math.inf, 0.0, math.nan, 0.0, 0.0]
     return q.new_tensor(found, dtype=wide)[:, None, None, None].repeat(1, *q.shape[:3])
-
-
-def _total_and_top(rows: Rows) -> Tensor:
-    """The first two of what `measure` returns, (2, b, h, r)."""
-    top = rows.shift if rows.blank is None else rows.shift.masked_fill(rows.blank, -math.inf)
-    return torch.stack([rows.total, top]).squeeze(-1)
 
 
 class _Ways:
