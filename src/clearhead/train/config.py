@@ -137,7 +137,7 @@ class Monitoring(Section):
     every: Count | None = 20
     """Every so many steps, and the first; None: never."""
     rows: Count | None = 16
-    samples: Count | None = 32
+    samples: Count | None = 16
     """So many rows of so many samples of a batch (of each of its parts) are measured, drawn at random; None: all."""
     remedies: tuple[Literal["qk-clip", "lower-learning-rate", "stop"], ...] = ()
     """What is done about alarms."""

@@ -77,7 +77,7 @@ class AttentionMonitor:
         *,
         every: int = 20,
         rows: int | None = 16,
-        samples: int | None = 32,
+        samples: int | None = 16,
         statistics: Sequence[str] = STATISTICS,
         layers: str | Sequence[str] | None = None,
         rules: Sequence[Rule] = RULES,
