@@ -11,43 +11,40 @@ from clearhead.bench.compare import Comparison, Say, compare
 from clearhead.nn import Seq2Seq
 from clearhead.observe import AttentionMonitor
 
-WITHOUT, WITH, MONITORED = "without", "with the monitor", "a monitored step"
-
-
-def bench_monitor(rounds: int = 10, say: Say | None = None) -> list[Comparison]:
-    """Training with `AttentionMonitor` beside the same without: as many steps as lie between two monitored ones.
-
-    A round takes the monitor's `every` steps without it, as many with it, and one monitored step. Two models: that of
-    the task g2p (short sequences, many of them), and an `nn.TransformerEncoder` on 512 tokens.
-    """
-    models = {"g2p's model": _g2p(), "an encoder": _encoder()}
-    return [_measured(title, *made, rounds, say) for title, made in models.items()]
-
-
+WITHOUT, WITH = "without", "with the monitor"
 Step = Callable[[], None]
 
 
-def _measured(title: str, model: nn.Module, step: Step, rounds: int, say: Say | None) -> Comparison:
+def bench_monitor(rounds: int = 10, say: Say | None = None) -> list[Comparison]:
+    """Training with `AttentionMonitor` beside the same without, for each of two models.
+
+    Those are the model of the task g2p (short sequences, many of them), and an `nn.TransformerEncoder` on 512 tokens.
+    First `rounds` of as many steps as lie between two monitored ones, then as many single steps, monitored and not.
+    """
+    models = {"g2p's model": _g2p, "an encoder": _encoder}
+    return [found for title, made in models.items() for found in _measured(title, *made(), rounds, say)]
+
+
+def _measured(title: str, model: nn.Module, step: Step, rounds: int, say: Say | None) -> list[Comparison]:
     monitor, numbers = AttentionMonitor(model), count()
 
-    def some(monitored: bool) -> None:
-        for _ in range(monitor.every):
-            if monitored:
-                with monitor.step(next(numbers)):
-                    step()
-            else:
-                step()
-
-    def one() -> None:
-        with monitor.step(0):
+    def monitored(number: int) -> None:
+        with monitor.step(number):
             step()
 
-    every = f"{monitor.every} steps"
-    arms = {f"{every} {WITHOUT}": lambda: some(False), f"{every} {WITH}": lambda: some(True), MONITORED: one}
-    found = compare(f"training {title}", arms, f"{every} {WITHOUT}", rounds, say)
-    seconds = dict(found.seconds)
-    seconds["a step without"] = [whole / monitor.every for whole in seconds[found.peer]]
-    return Comparison(found.title, seconds, found.peer)
+    def some(one: Step) -> Step:
+        def run() -> None:
+            for _ in range(monitor.every):
+                one()
+
+        return run
+
+    many = {WITHOUT: some(step), WITH: some(lambda: monitored(next(numbers)))}
+    single = {WITHOUT: step, WITH: lambda: monitored(0)}
+    return [
+        compare(f"training {title}, {monitor.every} steps", many, WITHOUT, rounds, say),
+        compare(f"training {title}, a monitored step", single, WITHOUT, rounds * monitor.every, say),
+    ]
 
 
 def _trained(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[nn.Module, Step]:
