@@ -377,7 +377,7 @@ def test_observe_lists_the_options_of_a_monitor():
     parameters = inspect.signature(ch.observe.AttentionMonitor).parameters
     listed = names([row[0] for row in rows("docs/observe.md", "option")])
     assert set(listed) == set(parameters) - {"model", "compiled"}
-    assert (parameters["every"].default, parameters["rows"].default, parameters["samples"].default) == (20, 16, 32)
+    assert (parameters["every"].default, parameters["rows"].default, parameters["samples"].default) == (20, 16, 16)
 
 
 def test_observe_lists_what_the_json_of_an_inspection_holds(beside_run, capsys):
