@@ -662,3 +662,26 @@ def test_flex_attention_called_directly_is_listed(compiled):
     assert torch.equal(before, after)
     assert len(seen) == 0
     assert "FlexAttention" in seen.unseen["Flex"]
+
+
+def test_what_is_made_of_our_modules_is_followed_where_it_attends_by_itself():
+    """Clearhead's own modules speak through their maps, their functions are not followed; those of a subclass are."""
+
+    class Own(ch.nn.SelfAttention):
+        def forward(self, x):
+            q = heads(x)
+            return super().forward(x) + F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2)
+
+    torch.manual_seed(0)
+    model, x = Own(E, H), torch.randn(2, 5, E)
+    with torch.no_grad():
+        before = model(x)
+        with watch(model) as seen:
+            assert torch.equal(model(x), before)
+        A = model.map(x)
+    assert sorted(call.how for call in seen) == ["Clearhead", "scaled_dot_product_attention"]
+    by_how = {call.how: call.statistics.entropy.double() for call in seen}
+    torch.testing.assert_close(by_how["Clearhead"], entropy(A.weights()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        by_how["scaled_dot_product_attention"], entropy(dense(heads(x), heads(x))), rtol=1e-5, atol=1e-6
+    )
