@@ -4,6 +4,7 @@ Nothing depends on it: where there is no compiler, what would be compiled has a 
 the environment asks for the twins; CC names another compiler than `cc`.
 """
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -70,8 +71,6 @@ def _folder() -> Path:
 
 @lru_cache
 def _for_this_process() -> Path:
-    import atexit
-
     folder = tempfile.mkdtemp(prefix="clearhead-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)

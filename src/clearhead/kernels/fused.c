@@ -185,11 +185,17 @@ static void lift(Row *row, float top, float *out, int width) {
     row->top = top;
 }
 
+static int chunks_of(const Call *c) { return (c->keys + CHUNK - 1) / CHUNK; }
+
+/* From one row of logits to the next: all of a row's weights are kept for `received`, else those of a chunk. */
+static int32_t step_of(const Call *c) { return c->received.at ? UP(c->keys) : CHUNK; }
+
 /* Rows `first` to `first + n` of one head. `x` (n, step) holds logits, `out` (n, value_width), tops (n, chunks). */
 static void head(const Call *c, int b, int h, int first, int n, Row *rows, float *x, int32_t step, float *out,
                  float *tops, float *sinks) {
     const float zero = 0, one = 1;
     int kv = h / c->group, whole = c->received.at != NULL, keep = whole || c->value_width > 0, chunk = 0;
+    int chunks = chunks_of(c);
     int32_t q_step = greater(c->q.row, c->width), k_step = greater(c->k.row, c->width);
     int32_t v_step = greater(c->v.row, c->value_width);
     const int64_t *sink = c->sinks ? c->sinks + b * c->sinks_sample : NULL;
@@ -213,7 +219,7 @@ static void head(const Call *c, int b, int h, int first, int n, Row *rows, float
             lift(&rows[r], greatest(logits, m), out + (int64_t)r * c->value_width, c->value_width);
             float q_at = c->q_at.at ? ((float *)at(&c->q_at, b, h, 0, 4))[first + r] : 0;
             add_chunk(&rows[r], logits, m, c->k_at.at ? k_at : NULL, q_at, sink != NULL, keep);
-            if (whole) tops[r * ((c->keys + CHUNK - 1) / CHUNK) + chunk] = rows[r].top;
+            if (whole) tops[r * chunks + chunk] = rows[r].top;
         }
         if (c->value_width)
             c->gemm("N", "N", &c->value_width, &n, &m, &one, at(&c->v, b, kv, start, 4), &v_step, here, &step,
@@ -222,9 +228,9 @@ static void head(const Call *c, int b, int h, int first, int n, Row *rows, float
 }
 
 /* Writes what `head` found. */
-static void finish(const Call *c, int b, int h, int first, int n, Row *rows, float *x, int64_t step, const float *out,
+static void finish(const Call *c, int b, int h, int first, int n, Row *rows, float *x, int32_t step, const float *out,
                    const float *tops, const float *sinks) {
-    int chunks = (c->keys + CHUNK - 1) / CHUNK;
+    int chunks = chunks_of(c);
     for (int r = 0; r < n; r++) {
         Row row = rows[r];
         int blank = row.top == -INFINITY && row.total == 0;
@@ -247,7 +253,7 @@ static void finish(const Call *c, int b, int h, int first, int n, Row *rows, flo
         if (!c->received.at) continue;
         float *received = at(&c->received, b, h, 0, 4);
         for (int i = 0; i < chunks; i++) {
-            const float *e = x + r * step + i * CHUNK;
+            const float *e = x + (int64_t)r * step + i * CHUNK;
             float then = tops[r * chunks + i], share = then == -INFINITY ? 1 : exponential_of(then - base);
             int m = lesser(CHUNK, c->keys - i * CHUNK);
             share /= total;
@@ -263,16 +269,15 @@ static int block(const Call *c) {
 }
 
 int64_t room_for(const Call *c) {
-    int64_t n = block(c), chunks = (c->keys + CHUNK - 1) / CHUNK;
-    int64_t step = c->received.at ? UP(c->keys) : CHUNK;
-    return n * (step + c->value_width + chunks + c->n_sinks) + WIDE;
+    return block(c) * ((int64_t)step_of(c) + c->value_width + chunks_of(c) + c->n_sinks) + WIDE;
 }
 
 void rows(const Call *c) {
     Row found[ROWS];
     int n = block(c);
-    int64_t chunks = (c->keys + CHUNK - 1) / CHUNK, step = c->received.at ? UP(c->keys) : CHUNK;
-    float *x = c->room, *out = x + n * step, *tops = out + (int64_t)n * c->value_width, *sinks = tops + n * chunks;
+    int32_t step = step_of(c);
+    float *x = c->room, *out = x + (int64_t)n * step, *tops = out + (int64_t)n * c->value_width;
+    float *sinks = tops + (int64_t)n * chunks_of(c);
     for (int b = 0; b < c->samples; b++)
         for (int h = 0; h < c->heads; h++)
             for (int r = 0; r < c->rows; r += n) {

@@ -78,22 +78,21 @@ def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
 
     `sinks` as in `sink_weight`; without `ways` distances are 0. Uses up `rows.logits`.
     """
-    total, log_total = rows.total.squeeze(-1), rows.total.squeeze(-1).log()
-    lse, top = logsumexp(rows), rows.shift.squeeze(-1)
+    total, top = rows.total.squeeze(-1), rows.shift.squeeze(-1)
+    log_total = total.log()
     if rows.blank is not None:
         top = top.masked_fill(rows.blank.squeeze(-1), -math.inf)
     far = torch.zeros_like(total) if ways is None else ways.summed(rows.exp)
     if rows.pairs is None:
         count = torch.full_like(total, rows.logits.shape[-1])
     else:
-        count = (
-            rows.pairs.expand(*rows.pairs.shape[:-1], rows.logits.shape[-1]).sum(-1).to(total.dtype).expand_as(total)
-        )
+        pairs = rows.pairs.expand(*rows.pairs.shape[:-1], rows.logits.shape[-1])
+        count = pairs.sum(-1).to(total.dtype).expand_as(total)
     # a logit may be -inf by itself, and its weight 0
     dot = rows.logits.clamp_(min=torch.finfo(total.dtype).min).mul_(rows.exp).sum(-1)
     # from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large
     entropy = log_total - dot / total
-    return torch.stack([lse, top, entropy, sink_weight(rows, sinks) / total, far / total, count])
+    return torch.stack([top + log_total, top, entropy, sink_weight(rows, sinks) / total, far / total, count])
 
 
 def logsumexp(rows: Rows) -> Tensor:

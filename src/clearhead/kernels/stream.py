@@ -46,17 +46,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     out_dtype, q, k, v = v.dtype, q.to(wide), k.to(wide), v.to(wide)
     out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
     raw = _unseen(q, wide, task)
-    if misfit(q, k, v, task):
-        take, size = _eagerly, {}
-    else:
-        take, size = _fused, fused.tile_size(task.visible)
+    compiled = misfit(q, k, v, task) is None
 
     def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
-        take(share, q, k, v, task, out, raw, received)
+        if compiled:
+            take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, out, raw, received)
+            for _, tile in share:
+                take(tile)
+        else:
+            _eagerly(share, q, k, v, task, out, raw, received)
         return received
 
-    work_at_hand = list(_tiles(q, k, task, **size))
+    work_at_hand = list(_tiles(q, k, task, **(fused.tile_size(task.visible) if compiled else {})))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
 
@@ -69,22 +71,6 @@ def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task) -> str | None:
     return fused.misfit(q, k, v, task.score.bias, see.mask, see.q_positions, see.k_positions, task.sinks)
 
 
-def _fused(
-    share: Sequence[tuple[int, Tile]],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    task: Task,
-    out: Tensor,
-    raw: Tensor,
-    received: Tensor,
-) -> None:
-    """Some tiles, whose output, statistics and received weights are written to the last three."""
-    take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, out, raw, received)
-    for _, tile in share:
-        take(tile)
-
-
 def _eagerly(
     share: Sequence[tuple[int, Tile]],
     q: Tensor,
@@ -95,7 +81,10 @@ def _eagerly(
     raw: Tensor,
     received: Tensor,
 ) -> None:
-    """The same, tensor by tensor: the twin of `fused.c` for whatever that cannot take."""
+    """Some tiles tensor by tensor, their output, statistics and received weights written to the last three.
+
+    The twin of `fused.c` for whatever that cannot take.
+    """
     ways = _Ways(task, q.dtype)
     for i, tile in share:
         at = (tile.b, tile.h, tile.rows)
