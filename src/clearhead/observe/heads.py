@@ -233,15 +233,17 @@ class Baseline:
         return [course.mean for course in courses], deviations, [course.updates for course in courses]
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: numbers and plain tensors."""
-        heads = {key: torch.tensor([*map(astuple, state)], dtype=torch.float64).T for key, state in self._heads.items()}
+        """For a checkpoint: lists and numbers alone."""
+        heads = {
+            key: [list(row) for row in zip(*map(astuple, state), strict=True)] for key, state in self._heads.items()
+        }
         return {"decay": self.decay, "heads": heads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.decay = state["decay"]
         self._heads = {
-            key: [_Course(int(updates), *rest) for updates, *rest in torch.as_tensor(rows).double().T.tolist()]
+            key: [_Course(int(updates), *rest) for updates, *rest in zip(*rows, strict=True)]
             for key, rows in state["heads"].items()
         }
 

@@ -236,10 +236,9 @@ class AttentionMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: lists, numbers and strings alone."""
-        baseline = self.baseline.state_dict()
-        heads = {key: rows.tolist() for key, rows in baseline["heads"].items()}
         remedies = [remedy.state_dict() if hasattr(remedy, "state_dict") else None for remedy in self.remedies]
-        return {"baseline": {**baseline, "heads": heads}, "alarms": self.alarms.state_dict(), "remedies": remedies}
+        kept = {"baseline": self.baseline.state_dict(), "alarms": self.alarms.state_dict()}
+        return {**kept, "remedies": remedies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, with the same remedies."""
