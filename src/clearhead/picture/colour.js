@@ -39,3 +39,21 @@ function paint(canvas, width, height, value, limits, missing) {
   for (let i = 0; i < width * height; i++) pixels.data.set([...colour(value(i), limits, missing), 255], 4 * i);
   context.putImageData(pixels, 0, 0);
 }
+
+// What every legend has: the colours from least to greatest, and a box that stretches them to what is shown.
+function colourBar() {
+  const bar = el("canvas", { "aria-hidden": "true" });
+  paint(bar, 128, 1, (i) => i / 127, [0, 1]);
+  return bar;
+}
+
+function stretchBox(id, chosen, draw) {
+  const box = el("input", { type: "checkbox", id });
+  box.checked = chosen.stretch;
+  box.addEventListener("change", () => {
+    chosen.stretch = box.checked;
+    draw();
+    document.getElementById(id).focus(); // drawing made another box
+  });
+  return box;
+}

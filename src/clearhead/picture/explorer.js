@@ -126,15 +126,7 @@ function drawLarge() {
 }
 
 function drawLegend([low, high], weights) {
-  const bar = el("canvas", { "aria-hidden": "true" });
-  paint(bar, 128, 1, (i) => i / 127, [0, 1]);
-  const stretch = el("input", { type: "checkbox", id: "stretch" });
-  stretch.checked = state.stretch;
-  stretch.addEventListener("change", () => {
-    state.stretch = stretch.checked;
-    draw();
-    document.getElementById("stretch").focus();
-  });
+  const [bar, stretch] = [colourBar(), stretchBox("stretch", state, draw)];
   const nodes = [String(Number(low.toFixed(4))), bar, `${Number(high.toFixed(4))} attention weight`];
   if (weights.some(Number.isNaN)) {
     const swatch = el("i");

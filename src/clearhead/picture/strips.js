@@ -131,15 +131,7 @@ function drawCourse() {
   }
 
   function drawLegend([low, most]) {
-    const bar = el("canvas", { "aria-hidden": "true" });
-    paint(bar, 128, 1, (i) => i / 127, [0, 1]);
-    const stretch = el("input", { type: "checkbox", id: "course-stretch" });
-    stretch.checked = chosen.stretch;
-    stretch.addEventListener("change", () => {
-      chosen.stretch = stretch.checked;
-      draw();
-      document.getElementById("course-stretch").focus();
-    });
+    const [bar, stretch] = [colourBar(), stretchBox("course-stretch", chosen, draw)];
     const nodes = [said(low), bar, `${said(most)} ${statistic().title}`];
     const swatch = (kind, text) => { const mark = el("i", { class: kind }); nodes.push(mark, text); };
     if (layers.some((each) => values(each).some(Number.isNaN))) {
