@@ -18,12 +18,7 @@ from tiny_task import Tiny, small
 ALL = ("monitor.rows=null", "monitor.samples=null", "monitor.every=3")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(folder, *settings):

@@ -16,13 +16,7 @@ LETTERS = Tokenizer.characters(word for word, _ in Tiny().pairs("train"))
 SYMBOLS = Tokenizer.symbols(text for _, text in Tiny().pairs("train"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model is only slowed down by a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
