@@ -17,7 +17,7 @@ from clearhead.nn import SelfAttention
 from clearhead.observe.health.remedies import QKClip, StopWithLastGood
 from clearhead.observe.health.rules import Finding
 from clearhead.observe.monitoring.alarms import PATIENCE, Alarms, sentence
-from clearhead.observe.monitoring.digest import digests, together
+from clearhead.observe.monitoring.digest import digests, merged
 from clearhead.observe.monitoring.monitor import AttentionMonitor
 from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.observe.watching.watch import watch
@@ -94,10 +94,10 @@ def test_parts_of_a_batch_add_up_to_it():
         model(x[2:], padding[2:])
     (whole,), (one,) = digests(seen), digests(parts)
     for name in ("total", "count", "judged", "least"):
-        torch.testing.assert_close(getattr(one, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
+        assert getattr(one, name) == pytest.approx(getattr(whole, name), rel=1e-5, abs=1e-5)
     for name in ("entropy", "sink", "max_logit"):
         assert getattr(one.heads, name) == pytest.approx(getattr(whole.heads, name), rel=1e-5)
-    (alone,) = together(digests(seen[:1]))
+    (alone,) = merged(digests(seen[:1]))
     assert alone.heads.sharpest == whole.heads.sharpest
     with watch(model) as once:
         model(x[2:], padding[2:])
@@ -107,19 +107,18 @@ def test_parts_of_a_batch_add_up_to_it():
             assert one.heads.steepest[head] == digests(once)[0].heads.steepest[head]
 
 
-def test_layers_of_different_shapes_are_reduced_each_for_itself(monkeypatch):
+def test_a_digest_is_of_each_layer_whatever_its_shape():
     torch.manual_seed(0)
     model = nn.ModuleList([Attends(), Attends(heads=4), Attends()])
     with watch(model) as seen:
         for i, (b, n) in enumerate([(3, 12), (2, 9), (5, 15)]):
             model[i](*batch(b, n, seed=i))
-    together_ = digests(seen)
-    monkeypatch.setattr("clearhead.observe.monitoring.digest._MOST", 1)
-    for one, other in zip(together_, digests(seen), strict=True):
-        assert one.key == other.key
-        assert one.heads.sharpest == other.heads.sharpest
-        assert one.heads.steepest == other.heads.steepest
-        torch.testing.assert_close(one.total, other.total)
+    for one, call in zip(digests(seen), seen, strict=True):
+        assert one.key[0] == call.name
+        entropy = call.statistics.entropy.double()
+        if call.padding is not None:
+            entropy = entropy.masked_fill(call.padding[:, None], math.nan)
+        assert one.numbers(["entropy"])["entropy"] == pytest.approx(entropy.nanmean((0, 2)).tolist(), rel=1e-6)
 
 
 def test_a_row_is_named_by_its_numbers_in_the_batch():

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clearhead.errors import InputError
@@ -17,6 +19,14 @@ from clearhead.observe.calls import Call, joined
 
 KEYS = 8
 """Means are taken over rows that see at least so many keys: early rows of causal attention see few, and say little."""
+
+NAMES = ("entropy", "normalized_entropy", "sink", "max_weight", "distance", "visible", "logsumexp", "max_logit")
+"""The S statistics that say something about a head, each by its mean over rows; `max_logit` by the greatest."""
+
+_SIGNS = ("logsumexp", "max_logit", "entropy")
+"""In which NaN and Inf show."""
+_MOST = 1 << 19
+"""Rows of heads that are reduced in one go."""
 
 Row = tuple[int, int]
 """(sample, row)."""
@@ -56,69 +66,141 @@ class HeadSummary:
         return f"{self.call.name}#{self.call.turn}" if self.call.turn else self.call.name
 
 
-class _Rows:
-    """The rows of a call, (H, B, R): which see a key, which are judged, which are broken."""
+class Rows:
+    """The rows of several calls as arrays on the CPU, their heads side by side: one alone has so few numbers that it
+    would cost hardly less than all of them.
 
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.shape = (call.heads, call.shape[0], call.shape[2] if call.rows is None else len(call.rows))
-        visible, known = self.of("visible"), call.statistics.visible is not None
-        real = torch.ones(self.shape, dtype=torch.bool, device=visible.device)
+    Attributes, H being all heads and L the most rows (B · R) that a call has:
+        values: (S, H, L), the statistics named by NAMES; NaN where they were not measured, in padding, and beyond.
+        seeing, judged, broken: (H, L), which rows see a key, count in means, and hold NaN or Inf though they see.
+
+    Raises InputError for a call of no sample or no row.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        most = max(call.shape[0] * _width(call) for call in calls)
+        self.values = np.full((len(NAMES), sum(call.heads for call in calls), most), math.nan)
+        self.seeing = np.zeros(self.values.shape[1:], dtype=bool)
+        for call, mine in self.each():
+            self._take(call, mine)
+        visible = self.of("visible")
+        known = ~np.isnan(visible)
+        self.seeing &= (visible > 0) | ~known
+        self.judged = visible >= KEYS
+        signs = self.values[[NAMES.index(name) for name in _SIGNS]]
+        measured = np.array([[getattr(call.statistics, name) is not None for name in _SIGNS] for call in calls])
+        measured = measured.repeat([call.heads for call in calls], 0).T[..., None]
+        # a row that sees nothing is NaN, so without `visible` only Inf is a sign
+        self.broken = self.seeing & (measured & ~np.isfinite(signs) & (known | (signs == math.inf))).any(0)
+
+    def each(self) -> Iterator[tuple[Call, slice]]:
+        """The calls, each with the place of its heads."""
+        end = 0
+        for call in self.calls:
+            start, end = end, end + call.heads
+            yield call, slice(start, end)
+
+    def _take(self, call: Call, mine: slice) -> None:
+        width = _width(call)
+        if 0 in (*call.shape[:2], width):
+            raise InputError(f"{call.name} has shape {call.shape}: there is no row to summarise")
+        shape, size = (call.shape[0], call.heads, width), call.shape[0] * width
+        given = {i: x.detach() for i, name in enumerate(NAMES) if (x := getattr(call.statistics, name)) is not None}
+        if given:  # by one transfer from the device
+            wide = torch.float64 if any(x.dtype == torch.float64 for x in given.values()) else torch.float32
+            found = torch.stack([x if x.dtype == wide else x.to(wide) for x in given.values()]).cpu().numpy()
+            found = found.reshape(-1, *shape).swapaxes(1, 2).reshape(-1, call.heads, size)
+            self.values[[*given], mine, :size] = found
+        self.seeing[mine, :size] = True
         if call.padding is not None:
-            real = ~call.padding.to(visible.device).expand(self.shape)
-        self.seeing = (visible > 0) & real if known else real
-        self.judged = (visible >= KEYS) & real
-        self.broken = torch.zeros_like(real)
-        for name in ("logsumexp", "max_logit", "entropy"):
-            if getattr(call.statistics, name) is not None:
-                x = self.of(name)
-                # a row that sees nothing is NaN, so without `visible` only Inf is a sign
-                self.broken |= self.seeing & (~x.isfinite() if known else x == math.inf)
+            hidden = call.padding.expand(shape[0], width).flatten().cpu().numpy().nonzero()[0]
+            self.values[:, mine, hidden] = math.nan
+            self.seeing[mine, hidden] = False
 
-    def of(self, name: str) -> Tensor:
-        """A statistic; NaN everywhere where it was not measured."""
-        x = getattr(self.call.statistics, name)
-        if x is None:
-            return torch.full(self.shape, math.nan, device=_device(self.call))
-        h, b, r = self.shape
-        return x.detach().reshape(b, h, r).transpose(0, 1)
+    def of(self, name: str) -> NDArray[Any]:
+        """A statistic, (H, L)."""
+        return self.values[NAMES.index(name)]
 
-    def number(self, i: int) -> Row:
-        """(sample, row) of the i-th of B · R: the row's number in the call, not among those measured."""
-        sample, row = divmod(i, max(1, self.shape[2]))
-        return sample, row if self.call.rows is None else int(self.call.rows[row])
+    def mean(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The mean of a statistic over the judged rows where it is finite, and how many they are, (H,); NaN over 0."""
+        x = self.of(name)
+        where = self.judged & np.isfinite(x)
+        count = where.sum(1)
+        with np.errstate(invalid="ignore"):
+            return np.where(where, x, 0).sum(1) / count, count
+
+    def summaries(self) -> list[HeadSummary]:
+        """The heads of each call in a few numbers."""
+        entropy, logit = self.of("normalized_entropy"), self.of("max_logit")
+        usable = np.where(self.seeing & np.isfinite(logit), logit, -math.inf)
+        steepest = usable.argmax(1)
+        most = usable[np.arange(len(usable)), steepest]
+        numbers = {
+            "entropy": self.mean("normalized_entropy")[0],
+            "sink": self.mean("sink")[0],
+            "max_logit": np.where(np.isfinite(most), most, math.nan),
+            "broken": self.broken.sum(1),
+        }
+        places = {
+            "sharpest": np.where(self.judged & np.isfinite(entropy), entropy, math.inf).argmin(1),
+            "steepest": steepest,
+            "first_broken": self.broken.argmax(1),
+        }
+        columns, at = ({name: x.tolist() for name, x in part.items()} for part in (numbers, places))
+        return [
+            HeadSummary(
+                call,
+                **{name: column[mine] for name, column in columns.items()},
+                **{name: _numbers(call, column[mine]) for name, column in at.items()},
+                broken_here=_in_sample(self.broken, call, mine, at["first_broken"]),
+                rows_here=_in_sample(self.seeing, call, mine, at["first_broken"]),
+                brought=[*(call.brought or (None,) * call.heads)],
+                residuals=known_residuals(call),
+            )
+            for call, mine in self.each()
+        ]
 
 
-@torch.no_grad()
+def _width(call: Call) -> int:
+    return call.shape[2] if call.rows is None else len(call.rows)
+
+
+def _numbers(call: Call, places: Sequence[int]) -> list[Row]:
+    """(sample, row) of some of B · R: their numbers in the batch and the call, not among those measured."""
+    rows, samples = (None if x is None else x.tolist() for x in (call.rows, call.samples))
+    pairs = [divmod(i, _width(call)) for i in places]
+    return [(b if samples is None else samples[b], r if rows is None else rows[r]) for b, r in pairs]
+
+
+def _in_sample(which: NDArray[Any], call: Call, mine: slice, places: Sequence[int]) -> list[int]:
+    """For each head of a call, how many rows `which` (H, L) marks of the sample in which the head's place lies."""
+    width = _width(call)
+    starts = [places[head] // width * width for head in range(mine.start, mine.stop)]
+    return [int(which[mine.start + i, at : at + width].sum()) for i, at in enumerate(starts)]
+
+
 def summarise(call: Call) -> HeadSummary:
     """The heads of a call in a few numbers.
 
     Raises InputError for a call of no sample or no row.
     """
-    rows = _Rows(call)
-    if not rows.seeing.numel():
-        raise InputError(f"{call.name} has shape {call.shape}: there is no row to summarise")
-    entropy, sink, logit = rows.of("normalized_entropy"), rows.of("sink"), rows.of("max_logit")
-    judged = rows.judged & entropy.isfinite()
-    sharpest = entropy.masked_fill(~judged, math.inf).flatten(1).argmin(1)
-    top = logit.masked_fill(~(rows.seeing & logit.isfinite()), -math.inf).flatten(1).max(1)
-    first = rows.broken.flatten(1).int().argmax(1)
-    sample = (first // rows.shape[2])[:, None]
-    numbers = {
-        "entropy": _mean(entropy, judged),
-        "sink": _mean(sink, rows.judged & sink.isfinite()),
-        "max_logit": top.values.masked_fill(top.values.isinf(), math.nan),
-    }
-    places = {"sharpest": sharpest, "steepest": top.indices, "first_broken": first}
-    counts = {
-        "broken": rows.broken.flatten(1).sum(1),
-        "broken_here": rows.broken.sum(2).gather(1, sample)[:, 0],
-        "rows_here": rows.seeing.sum(2).gather(1, sample)[:, 0],
-    }
-    values: dict[str, Any] = {**_lists(numbers), **_lists(counts)}
-    values |= {name: [rows.number(i) for i in flat] for name, flat in _lists(places).items()}
-    brought = [*(call.brought or (None,) * call.heads)]
-    return HeadSummary(call, **values, brought=brought, residuals=known_residuals(call))
+    return Rows([call]).summaries()[0]
+
+
+def together(calls: Iterable[Call]) -> Iterator[Rows]:
+    """The rows of the calls, of as many at once as memory allows; those without rows are passed over."""
+    group: list[Call] = []
+    for call in calls:
+        if 0 in call.shape[:3]:
+            continue
+        bigger = [*group, call]
+        if group and sum(x.heads for x in bigger) * max(x.shape[0] * _width(x) for x in bigger) > _MOST:
+            yield Rows(group)
+            bigger = [call]
+        group = bigger
+    if group:
+        yield Rows(group)
 
 
 def known_residuals(call: Call) -> list[float]:
@@ -129,23 +211,8 @@ def known_residuals(call: Call) -> list[float]:
 
 def summaries(calls: Iterable[Call]) -> Iterator[HeadSummary]:
     """A summary of each call; the steps of a decoding are one call, and those without rows are passed over."""
-    for call in joined([*calls]):
-        if 0 not in call.shape[:3]:
-            yield summarise(call)
-
-
-def _lists(columns: dict[str, Tensor]) -> dict[str, list[Any]]:
-    """The columns' numbers, with one transfer from the device."""
-    return dict(zip(columns, torch.stack([*columns.values()]).tolist(), strict=True))
-
-
-def _mean(x: Tensor, where: Tensor) -> Tensor:
-    """The mean of x (H, B, R) over samples and rows, (H,); NaN where there is nothing to average."""
-    return x.masked_fill(~where, 0).sum((1, 2)) / where.sum((1, 2))
-
-
-def _device(call: Call) -> torch.device | None:
-    return next((x.device for x in vars(call.statistics).values() if x is not None), None)
+    for rows in together(joined([*calls])):
+        yield from rows.summaries()
 
 
 @torch.no_grad()
@@ -158,10 +225,10 @@ def row_residual(call: Call) -> list[float]:
     A, (b, h, n_queries, _) = call.map, call.shape
     if A is None or call.rows is not None:
         return [math.nan] * h
-    judged = _Rows(call).judged.transpose(0, 1)[..., None]
+    judged = torch.from_numpy(Rows([call]).judged).view(h, b, n_queries).transpose(0, 1)[..., None].to(A.device)
     count = judged.sum(2, keepdim=True).clamp(min=1)
     # a seed that nobody takes for their data: with theirs, these vectors would be their queries
-    y = torch.randn(b, h, n_queries, 16, generator=torch.Generator().manual_seed(7120210305)).to(judged.device) * judged
+    y = torch.randn(b, h, n_queries, 16, generator=torch.Generator().manual_seed(7120210305)).to(A.device) * judged
     y = torch.cat([(y - y.sum(2, keepdim=True) / count) * judged, judged / count.sqrt()], -1)
     given = (A.T @ y.reshape(*A.shape[:-1], -1).to(A.dtype)).float().reshape(b, h, -1, y.shape[-1])
     square = given.square().sum((0, 2))

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from clearhead.errors import InputError, nearest
 from clearhead.observe.calls import Seen
-from clearhead.observe.heads import Baseline
+from clearhead.observe.heads import NAMES, Baseline
 from clearhead.observe.health.remedies import Remedy
 from clearhead.observe.health.rules import RULES, Finding, Rule, judge
 from clearhead.observe.monitoring.alarms import Alarms, sentence
-from clearhead.observe.monitoring.digest import NAMES, Digest, digests, together
+from clearhead.observe.monitoring.digest import Digest, digests, merged
 from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.observe.monitoring.tensorboard import TensorBoard
 from clearhead.observe.watching.watch import Watch, watch
@@ -180,7 +180,7 @@ class AttentionMonitor:
         if seen is None:
             return
         processes = _over_processes((digests(seen), _plain(numbers or {})))
-        layers = together(each for mine, _ in processes for each in mine)
+        layers = merged(each for mine, _ in processes for each in mine)
         self.findings = judge((each.heads for each in layers), self.rules, self.baseline)
         for each in layers:
             self.baseline.take(each.heads.key, each.heads.entropy)

@@ -3,6 +3,8 @@
 Shapes: B samples, H heads, Hkv key heads, Nq queries, Nk keys, D width.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,8 @@ def brought(call: Call, A: AttentionMap, given: Given | None) -> tuple[str | Non
     visible, logsumexp = call.statistics.visible, call.statistics.logsumexp
     if given is None or visible is None or logsumexp is None or not isinstance(A, SoftmaxMap):
         return None
+    if math.isfinite(float(logsumexp.sum())):  # soon said, where all is well and every row sees a key
+        return None
     if not bool(((visible > 0) & ~logsumexp.isfinite()).any()):
         return None
     heads = summarise(call)
@@ -35,12 +39,12 @@ def brought(call: Call, A: AttentionMap, given: Given | None) -> tuple[str | Non
 
 def _source(call: Call, A: SoftmaxMap, given: Given, head: int, sample: int, row: int) -> str | None:
     q, k = given
-    whole = sample if call.samples is None else int(call.samples[sample])
+    here = sample if call.samples is None else int((call.samples == sample).nonzero())
     row %= call.shape[2]
-    if not bool(q[whole, head, row].isfinite().all()):
+    if not bool(q[sample, head, row].isfinite().all()):
         return f"query {row}"
-    bad = ~k[whole, head * k.shape[1] // call.heads].isfinite().all(-1)
-    one = (slice(sample, sample + 1), slice(head, head + 1), slice(row, row + 1), slice(0, len(bad)))
+    bad = ~k[sample, head * k.shape[1] // call.heads].isfinite().all(-1)
+    one = (slice(here, here + 1), slice(head, head + 1), slice(row, row + 1), slice(0, len(bad)))
     seen = A.visible.pairs(*one)
     bad = bad if seen is None else bad & seen.expand(1, 1, 1, len(bad)).flatten()
     return f"key {int(bad.int().argmax())}" if bool(bad.any()) else None
