@@ -3,13 +3,13 @@
 import ctypes
 import logging
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from clearhead.kernels import Score, Task, Visible, compiler, fused
+from clearhead.kernels import Score, Statistics, Task, Visible, compiler, fused
 from clearhead.kernels.rows import RAW
 from clearhead.kernels.stream import forward, misfit
 from clearhead.patterns import Pattern, causal, everything, window
@@ -145,6 +145,27 @@ def test_what_is_not_finite_stays_where_it_was_brought(value, monkeypatch):
         torch.testing.assert_close(compiled[finite], eager[finite], rtol=1e-5, atol=2e-5)
     assert first[0][0, 1, 2].isnan().all()
     assert not first[0][0, 0].isnan().any()
+
+
+@pytest.mark.parametrize("name", ["plain", "causal", "everything"])
+def test_what_is_told_of_rows_is_what_its_twin_tells(name, monkeypatch):
+    _, raw, received = forward(*problem(name))
+    raw[2, 0, 0, 0], raw[0, 1, 2, 3] = math.nan, math.inf
+    told = Statistics.of(raw, received, distance=True)
+    twin(monkeypatch)
+    expected = Statistics.of(raw, received, distance=True)
+    for field in fields(Statistics):
+        got, want = getattr(told, field.name), getattr(expected, field.name)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7, equal_nan=True)
+        assert got.dtype == want.dtype
+    assert Statistics.of(raw, None, distance=False).distance is None
+
+
+def test_what_is_told_keeps_its_gradient():
+    _, raw, _ = forward(*problem("plain"))
+    raw.requires_grad_()
+    Statistics.of(raw, None, distance=True).max_weight.sum().backward()
+    assert raw.grad is not None
 
 
 def test_collapsed_rows_keep_their_digits():

@@ -286,3 +286,18 @@ void rows(const Call *c) {
                 finish(c, b, h, r, some, found, x, step, out, tops, sinks);
             }
 }
+
+/* From what `rows` found, (6, n), what is told of rows: logsumexp, greatest logit, greatest weight, entropy, normalized
+   entropy, sink and distance, (7, n), and how many keys they see, (n). NaN where they see none. */
+void told(const float *raw, int64_t n, float *found, int64_t *visible) {
+    const float *lse = raw, *top = raw + n, *entropy = raw + 2 * n, *sink = raw + 3 * n, *far = raw + 4 * n;
+    float count = 2, log_count = logf(2);
+    for (int64_t i = 0; i < n; i++) {
+        float seen = raw[5 * n + i], undefined = seen > 0 ? 0 : NAN;
+        if (seen != count && seen >= 2) count = seen, log_count = logf(count); /* rows often see as many as the last */
+        float numbers[] = {lse[i],     top[i],  expf(top[i] - lse[i]), entropy[i], seen < 2 ? NAN : entropy[i] / log_count,
+                           sink[i], far[i]};
+        for (int j = 0; j < 7; j++) found[j * n + i] = numbers[j] + undefined;
+        visible[i] = (int64_t)seen;
+    }
+}

@@ -81,6 +81,24 @@ def tile_size(visible: Visible) -> dict[str, int]:
     return {"most_rows": rows, "pairs": 4 * PAIRS}
 
 
+def tells(raw: Tensor) -> bool:
+    """Can `told` take it, with no one to see which operations make what?"""
+    seen = raw.requires_grad or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not seen and misfit(raw) is None
+
+
+def told(raw: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What `Statistics.of` makes of `raw` (RAW, …): logsumexp to distance in their order there, and visible keys.
+
+    One call, where its twin takes twenty operations: on few rows these cost more than the attention.
+    """
+    raw = raw.contiguous()
+    found, visible = raw.new_empty(7, *raw.shape[1:]), raw.new_empty(raw.shape[1:], dtype=torch.int64)
+    count = c_int64(visible.numel())
+    _library().told(c_void_p(raw.data_ptr()), count, c_void_p(found.data_ptr()), c_void_p(visible.data_ptr()))
+    return found.unbind(), visible
+
+
 class Pass:
     """A pass over tiles, float32, that writes what it finds.
 
@@ -179,8 +197,8 @@ class _Laid:
 
     def __init__(self, x: Tensor) -> None:
         self._held, self._at, self._size = x, x.data_ptr(), x.element_size()
-        steps = x.stride() if x.dim() == 4 else (*x.stride(), 1)
-        self._steps = [0 if size == 1 else step for size, step in zip((*x.shape, 1)[:3], steps, strict=False)]
+        (b, h, r), (b_step, h_step, r_step) = x.shape[:3], x.stride()[:3]
+        self._steps = (b_step if b > 1 else 0, h_step if h > 1 else 0, r_step if r > 1 else 0)
 
     def part(self, sample: int = 0, head: int = 0, row: int = 0, column: int = 0) -> _Tensor:
         """From there on; along axes of one, anything is the first."""

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearhead.kernels import fused
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -41,6 +43,9 @@ class Statistics:
     @classmethod
     def of(cls, raw: Tensor, received: Tensor | None, *, distance: bool) -> "Statistics":
         """From what a kernel measured, (RAW, …, Nq); `distance` says whether positions were known."""
+        if fused.tells(raw):
+            (lse, top, weight, entropy, normalized, sink, far), visible = fused.told(raw)
+            return cls(lse, top, weight, entropy, normalized, sink, far if distance else None, visible, received)
         visible = raw[-1].detach().round().to(torch.int64)
         lse, top, entropy, sink, far = raw[:-1].masked_fill(visible == 0, math.nan).unbind(0)
         widest = visible.clamp(min=2).to(entropy.dtype).log()

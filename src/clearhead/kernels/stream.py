@@ -143,7 +143,8 @@ def _keys(tile: Tile) -> tuple[slice, slice, slice]:
 def _unseen(q: Tensor, wide: torch.dtype, task: Task) -> Tensor:
     """What is measured in rows that see nothing: the RAW statistics, or without sinks the logsumexp alone."""
     found = [-math.inf] if task.sinks is None else [-math.inf, -math.inf, 0.0, math.nan, 0.0, 0.0]
-    return q.new_tensor(found, dtype=wide)[:, None, None, None].repeat(1, *q.shape[:3])
+    column = torch.tensor(found, dtype=wide, device=q.device).view(-1, 1, 1, 1)
+    return column.expand(-1, *q.shape[:3]).contiguous()
 
 
 class _Ways:

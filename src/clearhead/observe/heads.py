@@ -152,7 +152,7 @@ class Rows:
             HeadSummary(
                 call,
                 **{name: column[mine] for name, column in columns.items()},
-                **{name: _numbers(call, column[mine]) for name, column in at.items()},
+                **{name: _numbers(call, column[mine]) for name, column in at.items()},  # type: ignore[arg-type]
                 broken_here=_in_sample(self.broken, call, mine, at["first_broken"]),
                 rows_here=_in_sample(self.seeing, call, mine, at["first_broken"]),
                 brought=[*(call.brought or (None,) * call.heads)],
@@ -250,7 +250,7 @@ def rank_residual(x: Float[Tensor, "b n e"], real: Bool[Tensor, "b n"] | None = 
         hidden = ~real[..., None]
         x = x.masked_fill(hidden, 0)
         apart = (x - x.sum(1, keepdim=True) / real.sum(1)[:, None, None]).masked_fill_(hidden, 0)
-    return apart.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+    return torch.linalg.vector_norm(apart, dim=(1, 2)) / torch.linalg.vector_norm(x, dim=(1, 2))
 
 
 class Baseline:

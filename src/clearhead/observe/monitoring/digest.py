@@ -61,8 +61,7 @@ def _digests(rows: Rows) -> Iterator[Digest]:
     nothing = dict.fromkeys(("rows", "samples", "padding", "residual", "brought", "map"))
     for (call, mine), heads in zip(rows.each(), rows.summaries(), strict=True):
         light = replace(call, statistics=Statistics(), **nothing)  # type: ignore[arg-type]
-        parts = (x[:, mine] for x in (total, count, judged))
-        yield Digest(replace(heads, call=light), *parts, least[mine])
+        yield Digest(replace(heads, call=light), total[:, mine], count[:, mine], judged[:, mine], least[mine])
 
 
 def merged(digests: Iterable[Digest]) -> list[Digest]:
