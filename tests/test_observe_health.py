@@ -10,6 +10,7 @@ import clearhead as ch
 from clearhead.errors import InputError
 from clearhead.kernels import Statistics
 from clearhead.nn import maps
+from clearhead.observe import watch
 from clearhead.observe.calls import Call
 from clearhead.observe.heads import Baseline, rank_residual, row_residual, summarise
 from clearhead.observe.health.rules import (
@@ -24,7 +25,6 @@ from clearhead.observe.health.rules import (
     UniformHead,
     advice,
     check,
-    check_outputs,
 )
 
 NAME = "encoder.layers.0.attention"
@@ -252,20 +252,30 @@ def test_rank_residual_is_the_distance_from_the_mean_token():
     assert (rank_residual(x[:, :1].expand(-1, 10, -1)) < 1e-6).all()
 
 
+class Deep(nn.ModuleList):
+    """Layers of attention, one on top of the other, with skip connections or pure."""
+
+    def __init__(self, skip):
+        super().__init__(ch.nn.SelfAttention(32, 4) for _ in range(8))
+        self.skip = skip
+
+    def forward(self, x):
+        for layer in self:
+            x = x + layer(nn.functional.layer_norm(x, (32,))) if self.skip else layer(x)
+        return x
+
+
 def test_pure_attention_loses_rank_with_depth_and_skip_connections_keep_it():
-    """Dong 2021: what `check_outputs` is for."""
+    """Dong 2021."""
     torch.manual_seed(0)
-    pure, skip = torch.randn(2, 16, 32), torch.randn(2, 16, 32)
-    outputs = {}
-    for depth in range(8):
-        layer = ch.nn.SelfAttention(32, 4)
-        with torch.no_grad():
-            pure, skip = layer(pure), skip + layer(nn.functional.layer_norm(skip, (32,)))
-        outputs |= {f"pure.{depth}": pure, f"skip.{depth}": skip}
-    found = {finding.layer for finding in check_outputs(outputs)}
-    assert {"pure.6", "pure.7"} <= found
-    assert not [layer for layer in found if layer.startswith("skip")]
-    assert "pure.0" not in found
+    x = torch.randn(2, 16, 32)
+    for skip in (False, True):
+        with watch(model := Deep(skip)) as seen, torch.no_grad():
+            model(x)
+        found = {finding.layer for finding in check(seen, [RankCollapse()])}
+        assert skip or {"6", "7"} <= found
+        assert not skip or not found
+        assert "0" not in found
 
 
 def noisy(mean, generator, size=0.02):

@@ -3,6 +3,7 @@ import yaml
 
 from clearhead.errors import ConfigError
 from clearhead.train import Config, read_config
+from clearhead.train.config import Duration
 from clearhead.train.settings import from_yaml, paths, to_yaml
 
 
@@ -99,3 +100,12 @@ def test_a_mistake_in_a_file_is_named_by_line(text, message):
     with pytest.raises(ConfigError) as caught:
         from_yaml(text, "x.yaml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"), [("1 minutes", "1 minute"), ("5 minute", "5 minutes"), ("1 epoch", "1 epoch")]
+)
+def test_a_duration_is_said_as_people_say_it(written, said):
+    duration = Duration.model_validate(Duration.parse(written))
+    assert str(duration) == said
+    assert Duration.model_validate(Duration.parse(str(duration))) == duration

@@ -43,7 +43,7 @@ class Duration(Section):
         return {"amount": match[1], "unit": match[2] + "s"}
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        return f"{self.amount:g} {self.unit[:-1] if self.amount == 1 else self.unit}"
 
 
 class Data(Section):

@@ -10,14 +10,12 @@ Shapes: B samples, H heads, N tokens, E width.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from clearhead.observe.calls import Call
-from clearhead.observe.heads import Baseline, HeadSummary, Row, rank_residual, row_residual, summaries
+from clearhead.observe.heads import Baseline, HeadSummary, Row, row_residual, summaries
 
 
 @dataclass(frozen=True)
@@ -252,15 +250,6 @@ class RankCollapse(Rule):
             what = f"{where} differ by {value:.2g} of their size, below {self.threshold:g}"
             yield self._found(heads, None, value, what)
 
-    def judge_output(self, layer: str, x: Tensor, real: Tensor | None = None) -> Finding | None:
-        """What this rule finds in the output (B, N, E) of a layer; `real` (B, N) is False at padding."""
-        residuals = rank_residual(x, real)
-        value = float(residuals.nanmean())
-        if not value < self.threshold:
-            return None
-        what = f"{layer}: its tokens differ by {value:.2g} of their size, below {self.threshold:g}: {self.meaning}"
-        return Finding(self.name, layer, None, value, self.threshold, None, what, self.severity)
-
 
 RULES: tuple[Rule, ...] = (
     NonFinite(),
@@ -295,14 +284,6 @@ def judge(
     covers = {rule.name: rule.covers for rule in rules}
     hidden = {(name, *key[1:]) for key in found for name in covers[key[0]]}
     return [finding for key, finding in found.items() if key not in hidden]
-
-
-def check_outputs(
-    outputs: Mapping[str, Tensor], rule: RankCollapse | None = None, real: Tensor | None = None
-) -> list[Finding]:
-    """Rank collapse in the outputs of layers, (B, N, E) by path; `real` (B, N) is False at padding."""
-    rule = RankCollapse() if rule is None else rule
-    return [found for layer, x in outputs.items() if (found := rule.judge_output(layer, x, real)) is not None]
 
 
 def advice(findings: Iterable[Finding], rules: Sequence[Rule] = RULES) -> list[str]:
