@@ -337,12 +337,13 @@ def test_what_cannot_be_seen_is_said_once(caplog):
     ("options", "message"),
     [
         ({"every": 0}, "every is 0"),
+        ({"every": 2.5}, "every is 2.5"),
         ({"rows": 0}, "rows is 0"),
         ({"statistics": ["entropi"]}, "did you mean 'entropy'"),
         ({"layers": "iner"}, "did you mean 'inner'"),
     ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_what_cannot_be_is_refused(options, message, unchecked):
     with pytest.raises(InputError, match=message):
         AttentionMonitor(Attends(), **options)
 

@@ -568,7 +568,10 @@ def test_statistics_with_gradients(kind, x):
     [
         ({"layers": "encoder.layer.9"}, "has no module 'encoder.layer.9'"),
         ({"statistics": ["entropie"]}, "did you mean 'entropy'"),
+        ({"statistics": "entropie"}, "no 'entropie'; did you mean 'entropy'"),
         ({"rows": 0}, "rows is 0"),
+        ({"rows": 2.5}, "rows is 2.5; write how many"),
+        ({"samples": True}, "samples is True; write how many"),
         ({"compiled": "yes"}, "'skip' or 'eager'"),
     ],
 )

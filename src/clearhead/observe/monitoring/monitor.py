@@ -87,7 +87,7 @@ class AttentionMonitor:
         tensorboard: Any = None,
         compiled: Literal["skip", "eager"] = "skip",
     ) -> None:
-        if every < 1:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise InputError(f"every is {every}; monitor each step with 1, each twentieth with 20")
         for name in statistics:
             if name not in NAMES:

@@ -44,7 +44,7 @@ Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], Non
 def watch(
     model: nn.Module,
     *,
-    statistics: Sequence[str] | None = None,
+    statistics: str | Sequence[str] | None = None,
     rows: int | Sequence[int] | Tensor | None = None,
     samples: int | None = None,
     layers: str | Sequence[str] | None = None,
@@ -77,6 +77,7 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"watch needs a torch.nn.Module, not a {type(model).__name__}")
+    statistics = (statistics,) if isinstance(statistics, str) else statistics
     if statistics is not None:
         for name in statistics:
             if name not in NAMES:
@@ -84,8 +85,8 @@ def watch(
     if compiled not in ("skip", "eager"):
         raise InputError(f"compiled is {compiled!r}; write 'skip' or 'eager'")
     for name, number in (("rows", rows), ("samples", samples)):
-        if isinstance(number, int) and number < 1:
-            raise InputError(f"{name} is {number}; measure at least one, or all with None")
+        if isinstance(number, float | bool) or (isinstance(number, int) and number < 1):
+            raise InputError(f"{name} is {number}; write how many to measure, at least 1, or None for all")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InputError(f"seed is {seed!r}; it must be a whole number")
     chosen = (layers,) if isinstance(layers, str) else layers
