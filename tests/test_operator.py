@@ -25,7 +25,7 @@ def call(statistics, dtype=torch.float32):
     full = torch.tensor([9, 9])
     sinks = torch.zeros(1, 1, dtype=torch.int64) if statistics else None
     tensors = (q, k, v, bias, mask, full, full.clone(), None, None, sinks, torch.tensor(7))
-    return (*tensors, "causal()", 0.3, 5.0, 0.2, True, statistics)
+    return (*tensors, "causal()", 0.3, 5.0, 0.2, True, statistics, "stream")
 
 
 @pytest.mark.parametrize("statistics", [True, False])
@@ -34,7 +34,8 @@ def test_operators_hold_their_contracts(statistics):
     torch.library.opcheck(forward_op, arguments)
     out, raw, received = forward_op(*arguments)
     torch.library.opcheck(
-        backward_op, (torch.randn_like(out), torch.randn_like(raw), torch.randn_like(received), raw[0], *arguments)
+        backward_op,
+        (torch.randn_like(out), torch.randn_like(raw), torch.randn_like(received), None, raw[0], *arguments),
     )
 
 

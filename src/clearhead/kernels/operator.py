@@ -1,8 +1,9 @@
-"""`stream` as an operator of torch: opaque to the compiler, differentiable once, and batched by vmap.
+"""Kernels as an operator of torch: opaque to the compiler, differentiable once, and batched by vmap.
 
 Operators take no Python objects, so a call's pattern travels as text and its tensors one by one.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,20 +20,26 @@ from clearhead.patterns import parse
 _CALL = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor? q_lengths, Tensor? k_lengths, "
     "Tensor? q_positions, Tensor? k_positions, Tensor? sinks, Tensor? seed, "
-    "str pattern, float scale, float? softcap, float dropout, bool distance, bool received"
+    "str pattern, float scale, float? softcap, float dropout, bool distance, bool received, str kernel"
 )
 _TENSORS = _CALL.count("Tensor")
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """`stream.forward`, with gradients in q, k, v and the score's bias."""
+_KERNELS: dict[str, ModuleType] = {"stream": stream}
+"""Modules with a `forward` and a `backward` of the same signatures, but for the output."""
+_READ_OUTPUT = {"blocks"}
+"""Kernels whose backward pass reads the output, before the logsumexp; the others do not keep it."""
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, task: Task, kernel: str = "stream") -> tuple[Tensor, Tensor, Tensor]:
+    """`forward` of a kernel, with gradients in q, k, v and the score's bias."""
     if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
         with as_given(q.device):
-            return stream.forward(q, k, v, task)  # nothing that would need an operator
+            return _KERNELS[kernel].forward(q, k, v, task)  # nothing that would need an operator
     see, score = task.visible, task.score
     lengths, positions = (see.q_lengths, see.k_lengths), (see.q_positions, see.k_positions)
     tensors: tuple[Tensor | None, ...] = (q, k, v, score.bias, see.mask, *lengths, *positions)
-    options = (repr(see.pattern), score.scale, score.softcap, task.dropout, task.distance, task.received)
+    options = (repr(see.pattern), score.scale, score.softcap, task.dropout, task.distance, task.received, kernel)
     if torch.compiler.is_compiling():
         tensors = tuple(_other(x, tensors[:i]) for i, x in enumerate(tensors))
     return _Stream.apply(*tensors, task.sinks, task.seed, *options)
@@ -45,20 +52,23 @@ def _other(x: Tensor | None, before: tuple[Tensor | None, ...]) -> Tensor | None
 
 def _task(*call: Any) -> tuple[Tensor, Tensor, Tensor, Task]:
     """q, k, v and the rest of a call, put together again."""
-    q, k, v, bias, *see, sinks, seed, pattern, scale, softcap, dropout, distance, received = call
+    q, k, v, bias, *see, sinks, seed, pattern, scale, softcap, dropout, distance, received, _ = call
     visible = Visible(parse(pattern), q.shape[2], k.shape[2], q.device, *see)
     return q, k, v, Task(visible, Score(scale, softcap, bias), dropout, seed, sinks, distance, received)
 
 
 def _forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     with as_given(call[0].device):
-        return stream.forward(*_task(*call))
+        return _KERNELS[call[-1]].forward(*_task(*call))
 
 
-def _backward(g_out: Tensor, g_raw: Tensor, g_received: Tensor, lse: Tensor, *call: Any) -> tuple[Tensor, ...]:
-    q, k, v, task = _task(*call)
-    with as_given(q.device):
-        return stream.backward(g_out, g_raw, g_received, q, k, v, lse, task)
+def _backward(
+    g_out: Tensor, g_raw: Tensor, g_received: Tensor, out: Tensor | None, lse: Tensor, *call: Any
+) -> tuple[Tensor, ...]:
+    *qkv, task = _task(*call)
+    known = (lse,) if out is None else (out, lse)
+    with as_given(call[0].device):
+        return _KERNELS[call[-1]].backward(g_out, g_raw, g_received, *qkv, *known, task)
 
 
 forward_op = torch.library.custom_op(
@@ -68,7 +78,8 @@ backward_op = torch.library.custom_op(
     "clearhead::stream_backward",
     _backward,
     mutates_args=(),
-    schema=f"(Tensor g_out, Tensor g_raw, Tensor g_received, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor g_out, Tensor g_raw, Tensor g_received, Tensor? out, Tensor lse, {_CALL}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -84,7 +95,9 @@ def _forward_shapes(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @backward_op.register_fake
-def _backward_shapes(g_out: Tensor, g_raw: Tensor, g_received: Tensor, lse: Tensor, *call: Any) -> tuple[Tensor, ...]:
+def _backward_shapes(
+    g_out: Tensor, g_raw: Tensor, g_received: Tensor, out: Tensor | None, lse: Tensor, *call: Any
+) -> tuple[Tensor, ...]:
     q, k, v, task = _task(*call)
     bias = task.score.bias
     g_bias = q.new_empty((0,) if bias is None else bias.shape, dtype=working_dtype(q.dtype))
@@ -100,14 +113,15 @@ class _Stream(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.save_for_backward(output[1], *inputs[:_TENSORS])
+        out, raw, _ = output
+        ctx.save_for_backward(out if inputs[-1] in _READ_OUTPUT else None, raw, *inputs[:_TENSORS])
         ctx.options = inputs[_TENSORS:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_out: Tensor, g_raw: Tensor, g_received: Tensor) -> tuple[Tensor | None, ...]:
-        raw, *tensors = ctx.saved_tensors
-        g_q, g_k, g_v, g_bias = backward_op(g_out, g_raw, g_received, raw[0], *tensors, *ctx.options)
+        out, raw, *tensors = ctx.saved_tensors
+        g_q, g_k, g_v, g_bias = backward_op(g_out, g_raw, g_received, out, raw[0], *tensors, *ctx.options)
         bias = tensors[3]
         given = None if bias is None else g_bias.to(bias.dtype)
         return g_q, g_k, g_v, given, *[None] * (_TENSORS - 4 + len(ctx.options))
@@ -129,10 +143,10 @@ def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *call: Any) -> tup
 def _backward_vmap(
     info: Any, in_dims: tuple[int | None, ...], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    size, samples = info.batch_size, _samples(arguments[4], in_dims[4])
-    grads = [_fold(arguments[i], in_dims[i], size, samples, axis=1 if i == 1 else 0) for i in range(4)]
-    *g_inputs, g_bias = backward_op(*grads, *_fold_call(arguments[4:], in_dims[4:], size, samples))
-    bias, dim = arguments[7], in_dims[7]
+    size, samples = info.batch_size, _samples(arguments[5], in_dims[5])
+    known = [_fold(arguments[i], in_dims[i], size, samples, axis=1 if i == 1 else 0) for i in range(5)]
+    *g_inputs, g_bias = backward_op(*known, *_fold_call(arguments[5:], in_dims[5:], size, samples))
+    bias, dim = arguments[8], in_dims[8]
     if bias is None:
         return (*(_unfold(g, size, 0) for g in g_inputs), g_bias), (0, 0, 0, None)
     g_bias = _unfold(g_bias, size, 0)
