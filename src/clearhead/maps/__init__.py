@@ -2,6 +2,7 @@
 
 from clearhead.maps.base import Adjoint, AttentionMap
 from clearhead.maps.cache import Cache, GrowingCache
+from clearhead.maps.ring import RingCache
 from clearhead.maps.softmax import Softmax, SoftmaxMap, attend, explain
 from clearhead.maps.watching import is_applying, observing
 
@@ -10,6 +11,7 @@ __all__ = [
     "AttentionMap",
     "Cache",
     "GrowingCache",
+    "RingCache",
     "Softmax",
     "SoftmaxMap",
     "attend",

@@ -69,21 +69,23 @@ class GrowingCache(Cache):
         self._mechanism = mechanism
         self._k: Tensor | None = None
         self._v: Tensor | None = None
-        self._at: Tensor | None = None  # positions (B, room), kept once some were given
-        self._lengths: Tensor | None = None
-        self._longest = 0
-        self._even = True  # all samples are equally long, so there is no padding
+        self._at: Tensor | None = None  # positions (B, 1, room, 1), kept once some were given
+        self._held: Tensor | None = None  # how many keys each sample has here, (B,)
+        self._starts: Tensor | None = None  # how many it had before this step
+        self._most = 0
+        self._even = True  # all samples have as many, so there is no padding
+        self._placed = False  # positions are kept from the first token on
 
     @property
     def lengths(self) -> Tensor | None:
-        return self._lengths
+        return self._held
 
     @property
     def positions(self) -> Tensor | None:
-        if self._at is None or self._lengths is None:
-            return self._lengths
-        last = self._at.gather(1, (self._lengths - 1).clamp(min=0)[:, None]).squeeze(1)
-        return torch.where(self._lengths > 0, last + 1, 0)
+        if self._at is None or self._held is None:
+            return self._held
+        last = self._at[:, 0, :, 0].gather(1, (self._held - 1).clamp(min=0)[:, None]).squeeze(1)
+        return torch.where(self._held > 0, last + 1, 0)
 
     def attend(
         self,
@@ -96,69 +98,71 @@ class GrowingCache(Cache):
         pattern: Pattern | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        q_lengths, k_lengths = lengths if isinstance(lengths, tuple) else (lengths, lengths)
         if (k is None) != (v is None):
             raise InputError("k and v go together: give both, or neither for a fixed memory")
         if k is not None and v is not None:
-            self._add(k, v, k_lengths, positions)
+            self._add(k, v, lengths, positions)
         if self._k is None or self._v is None:
             raise InputError("the cache is empty: give k and v with the first queries")
-        keys, values = self._k[:, :, : self._longest], self._v[:, :, : self._longest]
-        own = None if self._even else self._lengths
-        if isinstance(lengths, tuple) or k is None:
-            pair: Any = (q_lengths, own)  # a memory, whose tokens are others than the queries
-        elif own is None:
-            pair = None
-        else:
-            pair = (torch.full_like(own, q.shape[2]) if q_lengths is None else q_lengths, own)
-        at = None if self._at is None else self._at[:, None, : self._longest]
+        at = None if self._at is None else self._at[:, :, : self._most, 0]
         self.map = self._mechanism(
             q,
-            keys,
+            self._k[:, :, : self._most],
             pattern=pattern,
-            lengths=pair,
-            mask=mask,
+            lengths=self._sides(q, lengths, memory=isinstance(lengths, tuple) or k is None),
+            mask=self._columns(mask),
             q_positions=at if at is None else self._query_positions(q, positions, k),
             k_positions=at,
         )
-        return self.map @ values
+        return self.map @ self._v[:, :, : self._most]
+
+    def _sides(self, q: Tensor, lengths: Any, memory: bool) -> Any:
+        """The lengths of queries and keys; the tokens of a memory are others than the queries."""
+        q_lengths = lengths[0] if isinstance(lengths, tuple) else lengths
+        own = None if self._even else self._held
+        if memory or own is None:
+            return (q_lengths, own) if memory else None
+        return (torch.full_like(own, q.shape[2]) if q_lengths is None else q_lengths, own)
+
+    def _columns(self, mask: Tensor | None) -> Tensor | None:
+        """A mask over all tokens that ever came, (…, cached + n), as one over the keys that are held."""
+        return mask
 
     def _query_positions(self, q: Tensor, positions: Tensor | None, k: Tensor | None) -> Tensor:
         """Where the queries stand, (B or 1, 1, n): with the keys that they brought along."""
-        if positions is None and k is None:
+        if positions is not None:
+            return positions.expand(-1, q.shape[2])[:, None]
+        if k is None or self._starts is None or self._at is None:
             raise InputError("this cache holds keys with positions: give the queries' positions too")
-        if positions is None:
-            assert self._at is not None
-            new = self._starts[:, None] + torch.arange(q.shape[2], device=q.device)
-            return self._at.gather(1, new.clamp(max=self._at.shape[1] - 1))[:, None]
-        return positions.expand(-1, q.shape[2])[:, None]
+        slots = self._starts[:, None] + torch.arange(q.shape[2], device=q.device)
+        return self._at[:, 0, :, 0].gather(1, slots)[:, None]
 
-    def _add(self, k: Tensor, v: Tensor, lengths: Tensor | None, positions: Tensor | None) -> None:
+    def _add(self, k: Tensor, v: Tensor, lengths: Any, positions: Tensor | None) -> None:
         samples, n = k.shape[0], k.shape[2]
-        if self._lengths is None:
-            self._lengths = torch.zeros(samples, dtype=torch.int64, device=k.device)
-        elif samples != len(self._lengths):
-            raise InputError(f"{samples} samples came to a cache of {len(self._lengths)}; use keep or reorder first")
-        self._starts = self._lengths
+        if self._held is None:
+            self._held = torch.zeros(samples, dtype=torch.int64, device=k.device)
+        elif samples != len(self._held):
+            raise InputError(f"{samples} samples came to a cache of {len(self._held)}; use keep or reorder first")
+        new = lengths[1] if isinstance(lengths, tuple) else lengths
+        self._starts = self._held
         slots = self._starts[:, None] + torch.arange(n, device=k.device)
-        if positions is not None or self._at is not None:
+        if positions is not None or self._at is not None or self._placed:
             self._place(slots, positions)
-        self._k = self._store(self._k, k, slots)
-        self._v = self._store(self._v, v, slots)
-        self._lengths = self._starts + (n if lengths is None else lengths)
-        self._even = self._even and lengths is None
-        self._longest = self._longest + n if self._even else int(self._lengths.max())
+        self._k, self._v = self._store(self._k, k, slots), self._store(self._v, v, slots)
+        self._held = self._starts + (n if new is None else new)
+        self._even = self._even and new is None
+        self._most = self._most + n if self._even else int(self._held.max())
 
     def _store(self, held: Tensor | None, new: Tensor, slots: Tensor) -> Tensor:
         """`held` (B, Hkv, room, D) with `new` (B, Hkv, n, D) in its slots (B, n), in more room if it is needed."""
-        needed = self._longest + new.shape[2]
+        needed = self._most + new.shape[2]
         if held is None or held.shape[2] < needed:
-            room = new.new_zeros(*new.shape[:2], max(needed, 2 * self._longest), new.shape[3])
+            room = new.new_zeros(*new.shape[:2], max(needed, 2 * self._most), new.shape[3])
             if held is not None:
-                room[:, :, : self._longest] = held[:, :, : self._longest]
+                room[:, :, : self._most] = held[:, :, : self._most]
             held = room
         if self._even:
-            held[:, :, self._longest : needed] = new
+            held[:, :, self._most : needed] = new
             return held
         return held.scatter_(2, slots[:, None, :, None].expand_as(new), new)
 
@@ -166,16 +170,17 @@ class GrowingCache(Cache):
         """Keep the positions of the new tokens, and, the first time, of all before them."""
         starts = self.positions
         assert starts is not None
-        new = positions if positions is not None else starts[:, None] + (slots - slots[:, :1])
-        room = max(int(slots.max()) + 1 if slots.numel() else 0, 0 if self._at is None else self._at.shape[1])
-        at = torch.arange(room, device=slots.device).repeat(len(slots), 1)
-        if self._at is not None:
-            at[:, : self._at.shape[1]] = self._at
-        self._at = at.scatter(1, slots, new.expand_as(slots).to(torch.int64))
+        new = starts[:, None] + (slots - slots[:, :1]) if positions is None else positions.to(torch.int64)
+        if self._at is None and self._most:
+            at = torch.arange(self._most, device=slots.device)
+            self._at = at[:, None].repeat(len(slots), 1, 1, 1)
+        self._at = self._store(self._at, new.expand_as(slots)[:, None, :, None], slots)
 
     def reorder(self, index: Tensor) -> None:
-        for name in ("_k", "_v", "_at", "_lengths"):
+        for name in self._of_samples:
             held = getattr(self, name)
             if held is not None:
                 setattr(self, name, held.index_select(0, index))
         self.map = None
+
+    _of_samples: tuple[str, ...] = ("_k", "_v", "_at", "_held")

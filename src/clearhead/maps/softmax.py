@@ -34,6 +34,7 @@ from clearhead.kernels import explain as explain_call
 from clearhead.maps.base import AttentionMap, Strip, autocasted, with_axes
 from clearhead.maps.cache import GrowingCache
 from clearhead.maps.checks import check_bias, check_queries_and_keys, visible_pairs
+from clearhead.maps.ring import cache_for
 from clearhead.patterns import Pattern, everything
 
 
@@ -198,8 +199,9 @@ class Softmax(nn.Module):
         return _softmax_map(q, k, self.scale, self.softcap, self.bias, *call)
 
     def cache(self) -> GrowingCache:
-        """An empty cache for decoding step by step with this mechanism."""
-        return GrowingCache(self)
+        """An empty cache for decoding step by step: a ring where the pattern bounds what later queries see."""
+        by_column = self.bias is not None and self.bias.shape[-1] > 1  # a bias is read by column: all must be there
+        return GrowingCache(self) if by_column else cache_for(self, self.pattern)
 
 
 def _pattern(pattern: Pattern | None) -> Pattern:
