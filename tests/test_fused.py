@@ -11,7 +11,7 @@ import torch
 
 from clearhead.kernels import Score, Statistics, Task, Visible, compiler, fused
 from clearhead.kernels.rows import RAW
-from clearhead.kernels.stream import forward, misfit
+from clearhead.kernels.stream import backward, forward, misfit
 from clearhead.patterns import Pattern, causal, everything, window
 
 EMPTY = {"softcap": None, "bias": None, "pattern": everything(), "lengths": None, "mask": None}
@@ -82,15 +82,15 @@ def as_the_equations(q, k, v, task: Task) -> tuple[torch.Tensor, torch.Tensor, t
     if task.score.bias is not None:
         s = s + task.score.bias
         seen = seen & (task.score.bias != -math.inf)
-    s = s.masked_fill(~seen, -math.inf)
+    s = s.masked_fill(~seen, -1e9)  # finite, for the sake of gradients
     blank = ~seen.any(-1)
     weights = s.softmax(-1).masked_fill(blank[..., None], 0)
     far = (see.positions_of_queries()[..., :, None] - see.positions_of_keys()[..., None, :]).abs()
     sink = task.sinks[0]
     measured = {
-        "logsumexp": s.logsumexp(-1),
-        "max_logit": s.amax(-1),
-        "entropy": torch.special.entr(weights).sum(-1),
+        "logsumexp": s.logsumexp(-1).masked_fill(blank, -math.inf),
+        "max_logit": s.amax(-1).masked_fill(blank, -math.inf),
+        "entropy": -(weights * s.log_softmax(-1)).sum(-1),
         "sink": weights[..., sink].sum(-1).masked_fill(~seen[..., sink].any(-1), math.nan),
         "distance": (weights * far).sum(-1),
         "visible": seen.sum(-1).double(),
@@ -118,6 +118,117 @@ def test_so_does_its_twin(name, monkeypatch):
     for got, want in zip(forward(q, k, v, task), as_the_equations(*exact), strict=True):
         seen = want.isfinite()
         torch.testing.assert_close(got[seen].double(), want[seen], rtol=1e-5, atol=2e-5)
+
+
+def asked(q, v, k, task: Task, sinks: bool = True) -> list[torch.Tensor]:
+    """Gradients in what `forward` returns."""
+    draw = torch.Generator().manual_seed(5)
+    normal = lambda *shape: torch.randn(shape, generator=draw, dtype=torch.float64).to(q.dtype)  # noqa: E731
+    g_raw = normal(len(RAW) if sinks else 1, *q.shape[:3])
+    return [normal(*q.shape[:3], v.shape[-1]), g_raw, normal(*q.shape[:2], k.shape[2] if task.received else 0)]
+
+
+def gradients_of_the_equations(q, k, v, task: Task, wanted: list[torch.Tensor]) -> list[torch.Tensor]:
+    """By autograd through the whole matrix, in float64."""
+    bias = None if task.score.bias is None else task.score.bias.requires_grad_()
+    leaves = [q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), *([] if bias is None else [bias])]
+    loss = torch.zeros((), dtype=q.dtype)
+    for got, g in zip(as_the_equations(q, k, v, task), wanted, strict=True):
+        loss = loss + (torch.where(got.isfinite(), got, 0) * g).sum()
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    found = [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+    return found if bias is not None else [*found, torch.zeros(0, dtype=q.dtype)]
+
+
+def returned(q, k, v, task: Task, wanted: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    lse = forward(q, k, v, task)[1][0]
+    return backward(*wanted, q, k, v, lse, task)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", CALLS)
+def test_its_gradients_are_those_of_the_equations(name, compiled, monkeypatch):
+    if not compiled:
+        twin(monkeypatch)
+    q, k, v, task = problem(name)
+    assert (misfit(q, k, v, task) is None) == compiled
+    got = returned(q, k, v, task, asked(q, v, k, task))
+    q, k, v, task = problem(name, torch.float64)
+    want = gradients_of_the_equations(q, k, v, task, asked(q, v, k, task))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-5 * max([1.0, *b.abs().flatten().tolist()]))
+
+
+@pytest.mark.parametrize("which", RAW[:-1])
+def test_each_statistic_has_its_gradient(which):
+    """Alone, so that no other one hides it."""
+    got, want = [], []
+    for dtype, found in ((torch.float32, got), (torch.float64, want)):
+        q, k, v, task = problem("soft cap", dtype)
+        g_out, g_raw, g_received = asked(q, v, k, task)
+        g_raw[[i for i, name in enumerate(RAW) if name != which]] = 0
+        call = (q, k, v, task, [torch.zeros_like(g_out), g_raw, torch.zeros_like(g_received)])
+        found += returned(*call) if dtype == torch.float32 else gradients_of_the_equations(*call)
+    assert want[0].abs().max() > 0.05
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "grouped heads", "everything"])
+def test_gradients_of_the_output_alone(name):
+    q, k, v, task = problem(name)
+    task = replace(task, sinks=None, distance=False, received=False)
+    got = returned(q, k, v, task, asked(q, v, k, task, sinks=False))
+    wanted = asked(*(x.double() for x in (q, v, k)), task, sinks=False)
+    statistics = torch.zeros(len(RAW), *wanted[1].shape[1:], dtype=torch.float64)
+    statistics[0], received = wanted[1][0], torch.zeros(*q.shape[:2], k.shape[2], dtype=torch.float64)
+    exact = problem(name, torch.float64)
+    want = gradients_of_the_equations(*exact, [wanted[0], statistics, received])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_gradients_of_what_is_not_finite_are_its_twins(value, monkeypatch):
+    q, k, v, task = problem("a chunk and a bit")
+    q[0, 1, 2, 3] = value
+    k[1, 2, 520, 4] = value
+    v[1, 0, 5, 6] = value
+    wanted = asked(q, v, k, task)
+    first = returned(q, k, v, task, wanted)
+    twin(monkeypatch)
+    for compiled, eager in zip(first, returned(q, k, v, task, wanted), strict=True):
+        assert torch.equal(compiled.isnan(), eager.isnan())
+        finite = eager.isfinite()
+        torch.testing.assert_close(compiled[finite], eager[finite], rtol=1e-5, atol=2e-4)
+
+
+def test_gradients_that_are_not_side_by_side():
+    q, k, v, task = problem("grouped heads")
+    g_out, g_raw, g_received = asked(q, v, k, task)
+    g_out, g_raw, g_received = (x[..., :1].expand(x.shape) for x in (g_out, g_raw, g_received))
+    want = returned(q, k, v, task, [x.contiguous() for x in (g_out, g_raw, g_received)])
+    apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    for a, b in zip(returned(*apart, task, [g_out, g_raw, g_received]), want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_do_not_write_over_one_another(threads):
+    """Shares of keys that are theirs alone, and gradients of their own, summed."""
+    q, k, v, task = problem("everything")
+    wanted = asked(q, v, k, task)
+    want = returned(q, k, v, task, wanted)
+    alone = replace(task, score=replace(task.score, bias=None))
+    want_alone = returned(q, k, v, alone, wanted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for call, expected in ((task, want), (alone, want_alone)):
+            for a, b in zip(returned(q, k, v, call, wanted), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["plain", "causal", "everything"])

@@ -1,4 +1,4 @@
-"""`fused.c` called: a tile's rows in one pass, float32 on the CPU. Its twin is `softmax_rows` and `measure`."""
+"""`fused.c` called: a tile's rows in one pass, and back, float32 on the CPU. Its twin is `rows.py`."""
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
@@ -41,13 +41,17 @@ class _Call(ctypes.Structure):
     )
 
 
+class _Back(ctypes.Structure):
+    _fields_ = (*((name, _Tensor) for name in ("lse", "q", "k", "v", "bias")), ("bias_step", c_int32))
+
+
 @lru_cache
 def _library() -> Any:
     """The functions of `fused.c`, or why there are none."""
     library = compiled(Path(__file__).with_name("fused.c"))
     if isinstance(library, str):
         return library
-    library.room_for.restype = c_int64
+    library.room_for.restype = library.room_for_back.restype = c_int64
     return library
 
 
@@ -146,6 +150,19 @@ class Pass:
 
     def __call__(self, tile: Tile) -> None:
         """Takes the rows of a tile."""
+        call, _held = self._call(tile)
+        given = self._with_room(call, _library().room_for)
+        _library().rows(given)
+
+    def _with_room(self, call: _Call, need: Any) -> Any:
+        given = ctypes.byref(call)
+        if (size := need(given)) > self._room.numel():
+            self._room = torch.empty(size)
+        call.room = self._room.data_ptr()
+        return given
+
+    def _call(self, tile: Tile) -> tuple[_Call, list[Tensor | None]]:
+        """The call for a tile, and the tensors that must live as long."""
         b, h, row, first = tile.b.start, tile.h.start, tile.rows.start, tile.keys.start
         pairs, bias = self._pairs(tile), self._bias(tile)
         call = _Call(
@@ -171,15 +188,12 @@ class Pass:
             call.q_at, call.k_at = self._q_at.part(b, h, 0, row), self._k_at.part(b, h, 0, first)
         if self._received is not None:
             call.received = self._received.part(b, h, 0, first)
+        sinks = None
         if self._sinks is not None:
             sinks = cut(self._sinks, tile.b).contiguous()
             call.sinks, call.n_sinks = sinks.data_ptr(), sinks.shape[1]
             call.sinks_sample = sinks.shape[1] if sinks.shape[0] > 1 else 0
-        library, given = _library(), ctypes.byref(call)
-        if (need := library.room_for(given)) > self._room.numel():
-            self._room = torch.empty(need)
-        call.room = self._room.data_ptr()
-        library.rows(given)
+        return call, [pairs, bias, sinks]
 
     def _pairs(self, tile: Tile) -> Tensor | None:
         """Which pairs are visible among the keys that not every row of the tile sees, as bytes."""
@@ -190,6 +204,38 @@ class Pass:
     def _bias(self, tile: Tile) -> Tensor | None:
         bias = self._score.bias
         return None if bias is None else _adjacent(tile.of(bias).float(), tile.keys.stop - tile.keys.start)
+
+
+class Return(Pass):
+    """The way back through tiles: what `Pass` takes, where `out`, `raw` and `received` are gradients, and further:
+
+    Args:
+        lse: (B, H, Nq), each row's logsumexp.
+        gradients: in q, k, v and the score's bias (empty without one), of their shapes, which are added to.
+    """
+
+    def __init__(self, *call: Any, lse: Tensor, gradients: tuple[Tensor, ...]) -> None:
+        *first, out, raw, received = call
+        super().__init__(*first, out=_rows_apart(out), raw=raw, received=received.contiguous())
+        *inputs, self._to_bias = gradients
+        self._lse = _Laid(lse)
+        self._to_q, self._to_k, self._to_v = (_Laid(x) for x in inputs)
+
+    def __call__(self, tile: Tile) -> None:
+        """Takes the rows of a tile."""
+        b, h, row, first = tile.b.start, tile.h.start, tile.rows.start, tile.keys.start
+        call, _held = self._call(tile)
+        to = _Back(
+            lse=self._lse.part(b, h, row),
+            q=self._to_q.part(b, h, row),
+            k=self._to_k.part(b, tile.kv.start, first),
+            v=self._to_v.part(b, tile.kv.start, first),
+        )
+        if self._score.bias is not None:
+            part = tile.of(self._to_bias)
+            to.bias, to.bias_step = _Laid(part).part(), int(part.shape[-1] > 1)
+        given = self._with_room(call, _library().room_for_back)
+        _library().rows_back(given, ctypes.byref(to))
 
 
 class _Laid:

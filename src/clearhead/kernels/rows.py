@@ -170,7 +170,8 @@ def grad_logits(
     weights, g_lse = rows.weights, grad_raw[0, ..., None]
     if sinks is not None:
         _, _, g_entropy, g_sink, g_distance, _ = grad_raw[..., None].unbind(0)
-        log_weights = rows.logits - rows.total.log()
+        # a logit may be -inf by itself, and its weight 0
+        log_weights = rows.logits.clamp(min=-1e3) - rows.total.log()
         if rows.pairs is not None:
             log_weights = log_weights.masked_fill_(~rows.pairs, 0)
         grad_weights = grad_weights - g_entropy * (log_weights + 1)

@@ -9,6 +9,7 @@ Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv), out (B, H, Nq, D
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,12 +64,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
 
 
-def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task) -> str | None:
+def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task, *gradients: Tensor) -> str | None:
     """Why a call is not computed by `fused.c` but tensor by tensor; None: it is."""
     if task.dropout:
         return "weights are dropped by PyTorch's random numbers"
     see = task.visible
-    return fused.misfit(q, k, v, task.score.bias, see.mask, see.q_positions, see.k_positions, task.sinks)
+    more = (task.score.bias, see.mask, see.q_positions, see.k_positions, task.sinks, *gradients)
+    return fused.misfit(q, k, v, *more)
 
 
 def _eagerly(
@@ -102,31 +104,93 @@ def _eagerly(
 
 
 def backward(
-    g_out: Tensor, g_raw: Tensor, g_received: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, task: Task
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in q, k, v and the score's bias (empty without one), from those of what `forward` returned."""
-    wide, bias = working_dtype(q.dtype), task.score.bias
-    g_q, g_k, g_v = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) for x in (q, k, v))
-    g_bias = torch.zeros(0 if bias is None else bias.shape, dtype=wide, device=q.device)
+    g_out: Tensor, g_raw: Tensor, g_received: Tensor, q: Tensor, k: Tensor, v: Tensor, *kept: Any
+) -> tuple[Tensor, ...]:
+    """Gradients in q, k, v and the score's bias (empty without one), from those of what `forward` returned.
+
+    `kept` are, at its end, the rows' logsumexp (B, H, Nq) and the task.
+    """
+    *_, lse, task = kept
+    wide, task = working_dtype(q.dtype), replace(task, visible=task.visible.placed())
+    dtypes, (g_out, q, k, v) = [x.dtype for x in (q, k, v)], (x.to(wide) for x in (g_out, q, k, v))
+    compiled = misfit(q, k, v, task, g_out, g_raw, g_received, lse) is None
+    bias = q.new_zeros(0) if task.score.bias is None else task.score.bias.to(wide)
+    g_q, *shared = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, bias))
+    shares = _by_keys(_tiles(q, k, task, **(fused.tile_size(task.visible) if compiled else {})))
+    # no two shares have keys in common, and where they occupy all workers these add to the same gradients
+    apart = not bias.numel() and (len(shares) >= 8 or len(shares) % torch.get_num_threads() == 0)
+
+    def work(items: Sequence[Sequence[tuple[int, Tile]]]) -> list[Tensor]:
+        gradients = shared if apart else [torch.zeros_like(x) for x in shared]
+        call: Any = (g_out, g_raw, g_received, q, k, v, lse, task, (g_q, *gradients))
+        (_compiled_back if compiled else _eagerly_back)([numbered for item in items for numbered in item], *call)
+        return gradients
+
+    items = shares if apart else [[numbered] for share in shares for numbered in share]
+    parts = side_by_side(work, items) if q.device.type == "cpu" else [work(items)]
+    if not apart:
+        shared = [sum(x[1:], x[0]) for x in zip(*parts, strict=True)]
+    *found, g_bias = (g_q, *shared)
+    return *(x.to(dtype) for x, dtype in zip(found, dtypes, strict=True)), g_bias
+
+
+def _compiled_back(
+    share: Sequence[tuple[int, Tile]],
+    g_out: Tensor,
+    g_raw: Tensor,
+    g_received: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    task: Task,
+    gradients: tuple[Tensor, ...],
+) -> None:
+    forth = (q, k, v, task.visible, task.score, task.sinks, task.distance, g_out, g_raw, g_received)
+    take = fused.Return(*forth, lse=lse, gradients=gradients)
+    for _, tile in share:
+        take(tile)
+
+
+def _by_keys(tiles: Iterator[tuple[int, Tile]]) -> list[list[tuple[int, Tile]]]:
+    """Tiles of the same samples and key heads, together."""
+    shares: dict[tuple[int, int], list[tuple[int, Tile]]] = {}
+    for i, tile in tiles:
+        shares.setdefault((tile.b.start, tile.kv.start), []).append((i, tile))
+    return list(shares.values())
+
+
+def _eagerly_back(
+    share: Sequence[tuple[int, Tile]],
+    g_out: Tensor,
+    g_raw: Tensor,
+    g_received: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    task: Task,
+    gradients: Sequence[Tensor],
+) -> None:
+    """Some tiles tensor by tensor, their gradients added to the last. The twin of `fused.Return`."""
+    g_q, g_k, g_v, g_bias = gradients
     g_raw = g_raw.masked_fill(lse == -math.inf, 0)  # a row that sees nothing has no gradient, whatever is asked of it
-    k, v, task = k.to(wide), v.to(wide), replace(task, visible=task.visible.placed())
-    for i, tile in _tiles(q, k, task):
+    for i, tile in share:
         at, below = (tile.b, tile.h, tile.rows), _keys(tile)
-        queries, keys, values, g = q[at].to(wide), k[below], v[below], grouped(g_out[at].to(wide), v[below])
+        queries, keys, values, g = q[at], k[below], v[below], grouped(g_out[at], v[below])
         rows = softmax_rows(tile, queries, keys, task.score, task.visible, lse[at])
         g_v[below] += grouped(_dropped(rows.exp, task, i), values).mT.matmul(g)
         g_weights = _dropped(g.matmul(values.mT).view_as(rows.exp), task, i)
         if task.received:
             g_weights = g_weights + g_received[tile.b, tile.h, None, tile.keys]
-        distance = _ways(tile, task, wide)
+        distance = _ways(tile, task, q.dtype)
         g_logits = grad_logits(rows, g_weights, g_raw[(slice(None), *at)], task.sinks, distance)
-        if bias is not None:
+        if task.score.bias is not None:
             part = tile.of(g_bias)
             part += g_logits.sum_to_size(part.shape)
         g_products = grouped(task.score.grad_products(g_logits, rows.products), keys)
         g_q[at] = g_products.matmul(keys).view_as(queries)
         g_k[below] += g_products.mT.matmul(grouped(queries, keys))
-    return g_q.to(q.dtype), g_k.to(q.dtype), g_v.to(q.dtype), g_bias
 
 
 def _tiles(q: Tensor, k: Tensor, task: Task, **size: int) -> Iterator[tuple[int, Tile]]:
