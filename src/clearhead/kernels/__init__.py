@@ -1,7 +1,7 @@
 """Kernels: how A v is computed. `stream` is the reference; every other one is an optimisation tested equal to it."""
 
 from clearhead.kernels.choose import SMALL, Call, Explanation, choose, describe, explain
-from clearhead.kernels.operator import run as stream
+from clearhead.kernels.operator import run
 from clearhead.kernels.rows import Rows, softmax_rows
 from clearhead.kernels.score import Score, as_given, working_dtype
 from clearhead.kernels.sdpa import sdpa
@@ -24,9 +24,9 @@ __all__ = [
     "choose",
     "describe",
     "explain",
+    "run",
     "sdpa",
     "softmax_rows",
-    "stream",
     "tiles",
     "working_dtype",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clearhead.kernels import stream
+from clearhead.kernels import blocks, stream
 from clearhead.kernels.rows import RAW
 from clearhead.kernels.score import Score, as_given, working_dtype
 from clearhead.kernels.stream import Task
@@ -25,7 +25,7 @@ _CALL = (
 _TENSORS = _CALL.count("Tensor")
 
 
-_KERNELS: dict[str, ModuleType] = {"stream": stream}
+_KERNELS: dict[str, ModuleType] = {"stream": stream, "blocks": blocks}
 """Modules with a `forward` and a `backward` of the same signatures, but for the output."""
 _READ_OUTPUT = {"blocks"}
 """Kernels whose backward pass reads the output, before the logsumexp; the others do not keep it."""

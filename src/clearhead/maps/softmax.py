@@ -24,9 +24,9 @@ from clearhead.kernels import (
     as_given,
     choose,
     describe,
+    run,
     sdpa,
     softmax_rows,
-    stream,
     tiles,
     working_dtype,
 )
@@ -64,10 +64,11 @@ class SoftmaxMap(AttentionMap):
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
         see = self.visible
         q, k, v = see.clean(self._q, see.q_lengths), see.clean(self._k, see.k_lengths), see.clean(v, see.k_lengths)
-        if choose(self._call(v.shape[-1], dropout, statistics)) == "sdpa":
+        kernel = choose(self._call(v.shape[-1], dropout, statistics))
+        if kernel == "sdpa":
             return see.clean(sdpa(q, k, v, see, self._score, dropout), see.q_lengths), None
         sinks = see.first_key() if statistics else None
-        out, raw, _ = stream(q, k, v, self._task(see, self._score, sinks, dropout))
+        out, raw, _ = run(q, k, v, self._task(see, self._score, sinks, dropout), kernel)
         out = see.clean(out, see.q_lengths)
         return out, Statistics.of(raw, None, distance=self._distance) if statistics else None
 
@@ -126,10 +127,10 @@ class SoftmaxMap(AttentionMap):
         nothing = k.new_zeros(*k.shape[:3], 0)
         if rows is None:
             task = self._task(self.visible, self._score, named, received=received)
-            _, raw, total = stream(q, k, nothing, task)
+            _, raw, total = run(q, k, nothing, task)
             return Statistics.of(raw, total if received else None, distance=self._distance)
         q, see, score = self._selected(q, rows)
-        _, raw, _ = stream(q, k, nothing, self._task(see, score, named))
+        _, raw, _ = run(q, k, nothing, self._task(see, score, named))
         return Statistics.of(raw, None, distance=self._distance)
 
 
