@@ -23,12 +23,22 @@ _HOME = {
     "Pattern": "clearhead.patterns",
     "Softmax": "clearhead.maps",
     "attend": "clearhead.maps",
+    "bigbird": "clearhead.patterns",
     "causal": "clearhead.patterns",
     "chunks": "clearhead.patterns",
+    "documents": "clearhead.patterns",
     "everything": "clearhead.patterns",
     "explain": "clearhead.maps",
     "first": "clearhead.patterns",
+    "global_tokens": "clearhead.patterns",
+    "graph": "clearhead.patterns",
     "load": "clearhead.train",
+    "longformer": "clearhead.patterns",
+    "prefix": "clearhead.patterns",
+    "scattered": "clearhead.patterns",
+    "sparse_transformer": "clearhead.patterns",
+    "stride": "clearhead.patterns",
+    "summaries": "clearhead.patterns",
     "verify": "clearhead.observe",
     "watch": "clearhead.observe",
     "window": "clearhead.patterns",
@@ -49,10 +59,20 @@ if TYPE_CHECKING:
     from clearhead.observe import verify as verify
     from clearhead.observe import watch as watch
     from clearhead.patterns import Pattern as Pattern
+    from clearhead.patterns import bigbird as bigbird
     from clearhead.patterns import causal as causal
     from clearhead.patterns import chunks as chunks
+    from clearhead.patterns import documents as documents
     from clearhead.patterns import everything as everything
     from clearhead.patterns import first as first
+    from clearhead.patterns import global_tokens as global_tokens
+    from clearhead.patterns import graph as graph
+    from clearhead.patterns import longformer as longformer
+    from clearhead.patterns import prefix as prefix
+    from clearhead.patterns import scattered as scattered
+    from clearhead.patterns import sparse_transformer as sparse_transformer
+    from clearhead.patterns import stride as stride
+    from clearhead.patterns import summaries as summaries
     from clearhead.patterns import window as window
     from clearhead.train import load as load
 

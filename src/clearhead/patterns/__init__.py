@@ -15,20 +15,35 @@ causal() & window(2)
 """
 
 from clearhead.patterns.base import ALL, NONE, SOME, Pattern
+from clearhead.patterns.edges import graph
+from clearhead.patterns.given import documents
 from clearhead.patterns.layout import block_layout
-from clearhead.patterns.parse import parse
-from clearhead.patterns.shapes import causal, chunks, everything, first, window
+from clearhead.patterns.parse import parse, restore
+from clearhead.patterns.presets import bigbird, longformer, sparse_transformer
+from clearhead.patterns.shapes import causal, chunks, everything, first, prefix, window
+from clearhead.patterns.sparse import global_tokens, scattered, stride, summaries
 
 __all__ = [
     "ALL",
     "NONE",
     "SOME",
     "Pattern",
+    "bigbird",
     "block_layout",
     "causal",
     "chunks",
+    "documents",
     "everything",
     "first",
+    "global_tokens",
+    "graph",
+    "longformer",
     "parse",
+    "prefix",
+    "restore",
+    "scattered",
+    "sparse_transformer",
+    "stride",
+    "summaries",
     "window",
 ]

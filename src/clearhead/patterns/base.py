@@ -1,9 +1,13 @@
 """The algebra of patterns. Shapes: every argument is an integer tensor; they broadcast against each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from clearhead.errors import InputError
+from clearhead.patterns.drawing import drawn
 
 NONE, SOME, ALL = 0, 1, 2
 """Kleene's truth values, in order: `&` is the minimum, `|` the maximum, `~` swaps the ends."""
@@ -12,9 +16,16 @@ NONE, SOME, ALL = 0, 1, 2
 class Pattern:
     """Who may attend to whom, as a function of positions.
 
-    A new pattern is a frozen dataclass that defines `allows` and `cover`. It is a value: equal when its fields are,
-    hashable, and its `repr` can be pasted back (`clearhead.patterns.parse` reads it).
+    A new pattern is a frozen dataclass that defines `allows` and `cover`. Made of integers it is a value: equal when
+    its fields are, hashable, and its `repr` can be pasted back (`clearhead.patterns.parse` reads it). One that holds
+    tensors, each with its samples (B or 1) on the first axis, also defines `tensors`, `holding` and `outline`; its
+    `repr` prints shapes, `==` asks whether two are the same object, and `equal` compares what they hold.
     """
+
+    @property
+    def extent(self) -> int:
+        """About how many positions show what the pattern does: the size of its drawing."""
+        return 1
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """May the query at position `q` attend to the key at position `k`? In sample `b` and head `h`; boolean.
@@ -43,15 +54,60 @@ class Pattern:
     def __invert__(self) -> "Pattern":
         return _Not(self)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that the pattern holds, in the order in which `repr` names their owners."""
+        return ()
+
+    def holding(self, tensors: Sequence[Tensor]) -> "Pattern":
+        """The same pattern with other tensors in the place of its own."""
+        return self
+
+    def outline(self) -> str:
+        """The pattern's text without its tensors: `clearhead.patterns.restore` makes it whole again."""
+        return repr(self)
+
+    def check(self, samples: int, positions: int | None) -> None:
+        """Raise ShapeError unless the pattern speaks of so many samples, and of so many positions (None: unknown)."""
+
+    @property
+    def samples(self) -> int:
+        """For how many samples it was made, each with its own: B, or 1 where all see alike."""
+        return max([1, *(x.shape[0] for x in self.tensors())])
+
+    def of(self, samples: Tensor) -> "Pattern":
+        """The pattern of some samples alone, whose numbers are `samples` (S,)."""
+        return self.holding([x if x.shape[0] == 1 else x.index_select(0, samples) for x in self.tensors()])
+
+    def to(self, device: torch.device | str) -> "Pattern":
+        """The same pattern with its tensors on `device`."""
+        return self.holding([x.to(device) for x in self.tensors()])
+
+    def equal(self, other: "Pattern") -> bool:
+        """Do both say the same in the same words, and hold equal tensors?"""
+        own, others = self.tensors(), other.tensors()
+        return self.outline() == other.outline() and all(torch.equal(x, y) for x, y in zip(own, others, strict=True))
+
+    def draw(self, n: int | None = None, width: int = 32, sample: int = 0) -> str:
+        """A drawing of the first `n` positions: a row per query, a column per key, at most `width` of each.
+
+        `n` is chosen by the pattern if None. Where there are more positions than `width`, a cell stands for a square of
+        them: ■ all pairs are allowed, ▒ some are (or, beyond 2,048 positions, may be), · none is.
+        """
+        for name, value in (("n", n), ("width", width)):
+            if value is not None:
+                whole("draw", name, value, 1)
+        least = 1 if self.tensors() else 8  # tables are drawn as long as they are
+        return drawn(self, max(least, self.extent) if n is None else n, width, sample)
+
     def __str__(self) -> str:
-        """The pattern's `repr` and a drawing of its first positions: a row per query, a column per key."""
-        at, zero = torch.arange(_DRAWN), torch.tensor(0)
-        seen = self.allows(zero, zero, at[:, None], at[None, :]).expand(_DRAWN, _DRAWN)
-        rows = (" ".join("■" if cell else "·" for cell in row) for row in seen.tolist())
-        return "\n".join([repr(self), *rows])
+        """The pattern's `repr` and its drawing."""
+        return f"{self!r}\n{self.draw()}"
 
 
-_DRAWN = 8
+def whole(pattern: str, argument: str, value: object, least: int) -> None:
+    """Raise InputError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{pattern}: {argument} is {value!r}; it must be a whole number of at least {least}")
 
 
 def verdict(some: Tensor, all_: Tensor) -> Tensor:
@@ -60,10 +116,39 @@ def verdict(some: Tensor, all_: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, repr=False)
-class _And(Pattern):
+class _Pair(Pattern):
+    """Two patterns, joined."""
+
     left: Pattern
     right: Pattern
 
+    def _joined(self, left: str, right: str) -> str:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self._joined(repr(self.left), repr(self.right))
+
+    def outline(self) -> str:
+        return self._joined(self.left.outline(), self.right.outline())
+
+    @property
+    def extent(self) -> int:
+        return max(self.left.extent, self.right.extent)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.left.tensors(), *self.right.tensors())
+
+    def holding(self, tensors: Sequence[Tensor]) -> Pattern:
+        own = len(self.left.tensors())
+        return type(self)(self.left.holding(tensors[:own]), self.right.holding(tensors[own:]))
+
+    def check(self, samples: int, positions: int | None) -> None:
+        self.left.check(samples, positions)
+        self.right.check(samples, positions)
+
+
+@dataclass(frozen=True, repr=False)
+class _And(_Pair):
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.left.allows(b, h, q, k) & self.right.allows(b, h, q, k)
 
@@ -71,18 +156,14 @@ class _And(Pattern):
         where = (b, h, q_lo, q_hi, k_lo, k_hi)
         return torch.minimum(self.left.cover(*where), self.right.cover(*where))
 
-    def __repr__(self) -> str:
+    def _joined(self, left: str, right: str) -> str:
         # & is associative but its tree is part of the value, so the right operand keeps its parentheses
-        left = f"({self.left!r})" if isinstance(self.left, _Or) else repr(self.left)
-        right = f"({self.right!r})" if isinstance(self.right, _Or | _And) else repr(self.right)
-        return f"{left} & {right}"
+        left = f"({left})" if isinstance(self.left, _Or) else left
+        return f"{left} & ({right})" if isinstance(self.right, _Pair) else f"{left} & {right}"
 
 
 @dataclass(frozen=True, repr=False)
-class _Or(Pattern):
-    left: Pattern
-    right: Pattern
-
+class _Or(_Pair):
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.left.allows(b, h, q, k) | self.right.allows(b, h, q, k)
 
@@ -90,9 +171,8 @@ class _Or(Pattern):
         where = (b, h, q_lo, q_hi, k_lo, k_hi)
         return torch.maximum(self.left.cover(*where), self.right.cover(*where))
 
-    def __repr__(self) -> str:
-        right = f"({self.right!r})" if isinstance(self.right, _Or) else repr(self.right)
-        return f"{self.left!r} | {right}"
+    def _joined(self, left: str, right: str) -> str:
+        return f"{left} | ({right})" if isinstance(self.right, _Or) else f"{left} | {right}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,5 +185,24 @@ class _Not(Pattern):
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         return ALL - self.inner.cover(b, h, q_lo, q_hi, k_lo, k_hi)
 
+    @property
+    def extent(self) -> int:
+        return self.inner.extent
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.tensors()
+
+    def holding(self, tensors: Sequence[Tensor]) -> Pattern:
+        return _Not(self.inner.holding(tensors))
+
+    def check(self, samples: int, positions: int | None) -> None:
+        self.inner.check(samples, positions)
+
     def __repr__(self) -> str:
-        return f"~({self.inner!r})" if isinstance(self.inner, _And | _Or) else f"~{self.inner!r}"
+        return self._negated(repr(self.inner))
+
+    def outline(self) -> str:
+        return self._negated(self.inner.outline())
+
+    def _negated(self, inner: str) -> str:
+        return f"~({inner})" if isinstance(self.inner, _Pair) else f"~{inner}"

@@ -14,7 +14,7 @@ def block_layout(pattern: Pattern, q_positions: Tensor, k_positions: Tensor, q_b
     """
     q_lo, q_hi = _intervals(q_positions, q_block)
     k_lo, k_hi = _intervals(k_positions, k_block)
-    samples, heads = max(q_lo.shape[0], k_lo.shape[0]), max(q_lo.shape[1], k_lo.shape[1])
+    samples, heads = max(q_lo.shape[0], k_lo.shape[0], pattern.samples), max(q_lo.shape[1], k_lo.shape[1])
     b = torch.arange(samples, device=q_lo.device)[:, None, None, None]
     h = torch.arange(heads, device=q_lo.device)[None, :, None, None]
     cover = pattern.cover(b, h, q_lo[..., :, None], q_hi[..., :, None], k_lo[..., None, :], k_hi[..., None, :])

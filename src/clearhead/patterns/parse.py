@@ -1,15 +1,41 @@
 """Patterns as text: what `repr` writes, and what a configuration holds, read back without evaluating code."""
 
 import ast
+import inspect
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+import torch
+from torch import Tensor
+
 from clearhead.errors import InputError, nearest
-from clearhead.patterns import shapes
+from clearhead.patterns import edges, given, presets, shapes, sparse
 from clearhead.patterns.base import Pattern
 
-_SHAPES = {
-    shape.__name__: shape for shape in (shapes.causal, shapes.chunks, shapes.everything, shapes.first, shapes.window)
+_SHAPES: dict[str, Callable[..., Pattern]] = {
+    shape.__name__: shape
+    for shape in (
+        presets.bigbird,
+        shapes.causal,
+        shapes.chunks,
+        shapes.everything,
+        shapes.first,
+        sparse.global_tokens,
+        presets.longformer,
+        shapes.prefix,
+        sparse.scattered,
+        presets.sparse_transformer,
+        sparse.stride,
+        sparse.summaries,
+        shapes.window,
+    )
 }
+_NOTHING = torch.zeros(1, 0, dtype=torch.int64)
+_HOLDING: dict[str, Callable[[], Pattern]] = {
+    "documents": lambda: given.documents(_NOTHING),
+    "graph": lambda: edges.graph(_NOTHING.expand(2, 0)),
+}
+"""Patterns that hold tensors, empty, by their names in an outline."""
 
 
 @lru_cache(maxsize=1024)
@@ -18,36 +44,68 @@ def parse(text: str) -> Pattern:
 
     Raises InputError where the text is no pattern, with the nearest valid name.
     """
+    return _read(text, _shape)
+
+
+def restore(outline: str, tensors: Sequence[Tensor]) -> Pattern:
+    """The pattern whose `outline()` and `tensors()` these are: how patterns cross to where no Python object can go."""
+    return _outlined(outline).holding(tensors)
+
+
+@lru_cache(maxsize=1024)
+def _outlined(outline: str) -> Pattern:
+    return _read(outline, lambda name, call, text: _HOLDING[name]() if name in _HOLDING else _shape(name, call, text))
+
+
+_Leaf = Callable[[str, ast.Call, str], Pattern]
+
+
+def _read(text: str, leaf: _Leaf) -> Pattern:
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError):
         raise InputError(f"{text!r} is not a pattern; write one as in 'causal() & window(256)'") from None
-    return _build(tree.body, text)
+    return _build(tree.body, text, leaf)
 
 
-def _build(node: ast.expr, text: str) -> Pattern:
+def _build(node: ast.expr, text: str, leaf: _Leaf) -> Pattern:
     match node:
         case ast.BinOp(left, ast.BitAnd(), right):
-            return _build(left, text) & _build(right, text)
+            return _build(left, text, leaf) & _build(right, text, leaf)
         case ast.BinOp(left, ast.BitOr(), right):
-            return _build(left, text) | _build(right, text)
+            return _build(left, text, leaf) | _build(right, text, leaf)
         case ast.UnaryOp(ast.Invert(), inner):
-            return ~_build(inner, text)
+            return ~_build(inner, text, leaf)
         case ast.Call(ast.Name(name), _, _):
-            return _shape(name, node, text)
+            return leaf(name, node, text)
         case ast.Name(name):
             raise InputError(f"pattern {text!r}: write {name}() with its parentheses")
     raise InputError(f"pattern {text!r}: {ast.unparse(node)!r} is not allowed; compose shapes with &, | and ~")
 
 
 def _shape(name: str, call: ast.Call, text: str) -> Pattern:
+    if name in _HOLDING:
+        raise InputError(
+            f"pattern {text!r}: {name} holds tensors, which text cannot; write it in Python, as ch.{name}(…)"
+        )
     if name not in _SHAPES:
-        raise InputError(f"pattern {text!r}: unknown shape {name!r}{nearest(name, _SHAPES)}")
+        raise InputError(f"pattern {text!r}: unknown shape {name!r}{_alike(name)}")
+    shape = _SHAPES[name]
+    known = inspect.signature(shape).parameters
+    for keyword in call.keywords:
+        if keyword.arg not in known:
+            raise InputError(
+                f"pattern {text!r}: {name} has no argument {keyword.arg!r}{nearest(keyword.arg or '', known)}"
+            )
     try:
         arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
-        return _SHAPES[name](*arguments, **named)
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return shape(*arguments, **named)
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"pattern {text!r}: {ast.unparse(call)} does not fit {name}'s arguments") from None
+
+
+def _alike(name: str) -> str:
+    return nearest(name, [*_SHAPES, *_HOLDING])

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearhead.errors import InputError
-from clearhead.patterns.base import Pattern, verdict
+from clearhead.patterns.base import Pattern, verdict, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,12 +42,17 @@ class window(Pattern):
     after: int | None = None
 
     def __post_init__(self) -> None:
-        _whole("window", "before", self.before, 0)
+        whole("window", "before", self.before, 0)
         if self.after is not None:
-            _whole("window", "after", self.after, 0)
+            whole("window", "after", self.after, 0)
 
     def __repr__(self) -> str:
         return f"window({self.before})" if self.after is None else f"window({self.before}, {self.after})"
+
+    @property
+    def extent(self) -> int:
+        least, most = self._reach()
+        return 2 * (most - least)
 
     def _reach(self) -> tuple[int, int]:
         return -(self.before if self.after is None else self.after), self.before
@@ -66,27 +70,34 @@ class window(Pattern):
 
 @dataclass(frozen=True, repr=False)
 class chunks(Pattern):
-    """Each query sees its own chunk of `size` positions: block-local attention."""
+    """Each query sees its own chunk of `size` positions, and `neighbours` more to each side: block-local attention."""
 
     size: int
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
-        _whole("chunks", "size", self.size, 1)
+        whole("chunks", "size", self.size, 1)
+        whole("chunks", "neighbours", self.neighbours, 0)
 
     def __repr__(self) -> str:
-        return f"chunks({self.size})"
+        return f"chunks({self.size}, {self.neighbours})" if self.neighbours else f"chunks({self.size})"
+
+    @property
+    def extent(self) -> int:
+        return (2 + 2 * self.neighbours) * self.size
 
     def _chunk(self, position: Tensor) -> Tensor:
         return torch.div(position, self.size, rounding_mode="floor")
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return self._chunk(q) == self._chunk(k)
+        q_chunk, k_chunk = self._chunk(q), self._chunk(k)
+        return (q_chunk - k_chunk).abs() <= self.neighbours if self.neighbours else q_chunk == k_chunk
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
-        q_first, q_last = self._chunk(q_lo), self._chunk(q_hi - 1)
-        k_first, k_last = self._chunk(k_lo), self._chunk(k_hi - 1)
-        one = (q_first == q_last) & (k_first == k_last)
-        return verdict((q_first <= k_last) & (k_first <= q_last), one & (q_first == k_first))
+        nearest = self._chunk(q_lo) - self._chunk(k_hi - 1)  # the range of distances in chunks, all of which occur
+        farthest = self._chunk(q_hi - 1) - self._chunk(k_lo)
+        reach = self.neighbours
+        return verdict((nearest <= reach) & (farthest >= -reach), (nearest >= -reach) & (farthest <= reach))
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,10 +107,14 @@ class first(Pattern):
     n: int
 
     def __post_init__(self) -> None:
-        _whole("first", "n", self.n, 1)
+        whole("first", "n", self.n, 1)
 
     def __repr__(self) -> str:
         return f"first({self.n})"
+
+    @property
+    def extent(self) -> int:
+        return 3 * self.n
 
     def _holds(self, position: Tensor) -> Tensor:
         return (position >= 0) & (position < self.n)
@@ -113,6 +128,25 @@ class first(Pattern):
         return verdict(meets, inside)
 
 
-def _whole(pattern: str, argument: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{pattern}: {argument} is {value!r}; it must be a whole number of at least {least}")
+@dataclass(frozen=True, repr=False)
+class prefix(Pattern):
+    """Every query sees the first `n` positions; `causal() | prefix(n)` is a prefix LM (Liu 2018, Raffel 2020)."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        whole("prefix", "n", self.n, 1)
+
+    def __repr__(self) -> str:
+        return f"prefix({self.n})"
+
+    @property
+    def extent(self) -> int:
+        return 2 * self.n
+
+    def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ((k >= 0) & (k < self.n)).expand(torch.broadcast_shapes(q.shape, k.shape))
+
+    def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        seen = verdict((k_lo < self.n) & (k_hi > 0), (k_lo >= 0) & (k_hi <= self.n))
+        return seen.expand(torch.broadcast_shapes(q_lo.shape, k_lo.shape))
