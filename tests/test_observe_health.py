@@ -314,7 +314,7 @@ def test_a_fall_is_a_note_where_heads_learn_and_an_alarm_where_they_collapse():
             baseline.update([call_with_entropy([0.8, 0.8])])
         return check([call_with_entropy([value, 0.8])], [EntropyFall()], baseline)
 
-    (learns,), (collapses,) = found(0.19), found(0.09)
+    (learns,), (collapses,) = found(0.09), found(0.04)
     assert (learns.severity, collapses.severity) == ("note", "alarm")
     assert "learn" in learns.sentence
     assert "diverges" in collapses.sentence

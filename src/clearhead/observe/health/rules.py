@@ -144,7 +144,7 @@ class EntropyFall(Rule):
     """
 
     threshold: float = 0.5
-    level: float = 0.1
+    level: float = 0.05
     deviations: float = 4.0
     updates: int = 10
     name = "entropy fall"
