@@ -2,6 +2,7 @@
 
 from clearhead.nn.attention import CrossAttention, SelfAttention
 from clearhead.nn.generate import Hypothesis, Sampling, generate
+from clearhead.nn.hugging_face import register_with_transformers
 from clearhead.nn.layers import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, StackCache
 from clearhead.nn.positions import Learned, Rotary, Sinusoidal
 from clearhead.nn.seen import maps
@@ -24,4 +25,5 @@ __all__ = [
     "StackCache",
     "generate",
     "maps",
+    "register_with_transformers",
 ]

@@ -83,9 +83,14 @@ def last_visible(mask: Tensor) -> Tensor:
 def padding(A: SoftmaxMap, cross: bool) -> Tensor | None:
     """Which queries are padding, (B or 1, Nq): in self-attention those whose own key nobody sees. None: none is."""
     see = A.visible
-    if cross or see.mask is None or see.n_queries != see.n_keys or see.mask.shape[-1] != see.n_keys:
+    if cross or see.n_queries != see.n_keys:
         return None
-    hidden = ~see.mask.any(2).any(1)
+    if see.k_lengths is not None and see.q_lengths is None:  # keys alone: the queries have rows
+        hidden = torch.arange(see.n_keys, device=see.device) >= see.k_lengths[:, None]
+    elif see.mask is not None and see.mask.shape[-1] == see.n_keys:
+        hidden = ~see.mask.any(2).any(1)
+    else:
+        return None
     return hidden if bool(hidden.any()) else None
 
 

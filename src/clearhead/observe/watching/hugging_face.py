@@ -1,7 +1,8 @@
 """Attention of Hugging Face models: their interface hands out the function that attends, and gets it back wrapped.
 
 That is the level which knows the module, grouped keys before they are repeated, the scale, the soft cap and the mask,
-for `sdpa`, `flex_attention` and `eager` alike. Other implementations are not wrapped, and are seen at a lower level.
+for `sdpa`, `flex_attention` and `eager` alike. Clearhead's own (`clearhead`) reports its maps itself. Other
+implementations are not wrapped, and are seen at a lower level.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from clearhead.observe.watching.attended import attention_map, four, last_visibl
 from clearhead.observe.watching.frames import says_cross
 
 _KNOWN = ("eager", "sdpa", "flex_attention")
+_OURS = "clearhead"
 _OPAQUE = "flash_attention"
 _MOST_PAIRS = 1 << 28
 """Pairs of a mask that is only known as a function, up to which it is written out."""
@@ -36,6 +38,8 @@ def interface_of(watch: Any) -> Iterator[None]:
         name = attn_implementation or "eager"
         if _OPAQUE in name:
             return _Opaque(watch, attend, name)
+        if name == _OURS:
+            return _Own(watch, attend)
         return _Wrapped(watch, attend, name) if name in _KNOWN else attend
 
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
@@ -56,6 +60,25 @@ class _Opaque:
         if path is not None:
             self._watch.cannot_see(path, f"{self._name}; load the model with attn_implementation='sdpa'")
         return self._attend(module, *args, **kwargs)
+
+
+class _Own:
+    """Clearhead's own function, whose maps tell their observers themselves; the interface adds what it alone knows."""
+
+    def __init__(self, watch: Any, attend: Callable[..., Any]) -> None:
+        self._watch, self._attend = watch, attend
+
+    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **options: Any) -> Any:
+        watch, path = self._watch, self._watch.path_of(module)
+        if path is None:
+            return self._attend(module, q, k, v, mask, **options)
+        call = _Asked(_OURS, module, path, q, k, v, mask, options)
+        known = {"sinks": not call.hides_the_first(), "given": (q, k)}
+        with watch.asked(f"transformers {_OURS}", call.cross, known):
+            result = self._attend(module, q, k, v, mask, **options)
+        if watch.frame is not None and watch.wants(path):
+            watch.give(path, result[0], lambda x: x.transpose(1, 2))
+        return result
 
 
 class _Wrapped:

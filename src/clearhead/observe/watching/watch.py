@@ -122,7 +122,8 @@ class Watch(AbstractContextManager[Seen]):
         self._functions = Functions(self)
         self._eager = compiled == "eager"
         self._seed, self._lock = seed, Lock()
-        self._thread = local()  # .above: what to put back in a thread that runs compiled code
+        # .above: what to put back in a thread that runs compiled code; .asked: by whom our maps are applied
+        self._thread = local()
         self._block = ExitStack()
 
     def __enter__(self) -> Seen:
@@ -292,11 +293,21 @@ class Watch(AbstractContextManager[Seen]):
         """Did anyone ask for outputs?"""
         return self._outputs is not None
 
+    @contextmanager
+    def asked(self, how: str, cross: bool, known: dict[str, Any]) -> Iterator[None]:
+        """A block in which an interface of others applies our maps: `how`, and what else it knows for `record`."""
+        self._thread.asked = how, cross, known
+        try:
+            yield
+        finally:
+            self._thread.asked = None
+
     def _applied(self, A: AttentionMap) -> None:
         frame = self.frame
         if frame is not None and not is_applying():
             path = frame.path
-            self.record(A, "Clearhead", cross=says_cross(path) or not A.measures_distance, name=path)
+            how, cross, known = getattr(self._thread, "asked", None) or ("Clearhead", False, {})
+            self.record(A, how, cross or says_cross(path) or not A.measures_distance, path, **known)
 
     def _measures(self, name: str) -> bool:
         return self._statistics is None or name in self._statistics

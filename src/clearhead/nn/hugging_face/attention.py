@@ -1,0 +1,111 @@
+"""The attention function that Hugging Face's models call.
+
+Shapes: B samples, H heads, Hkv key heads, Nq queries, Nk keys, D width, Dv value width.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearhead.errors import InputError, extra
+from clearhead.maps import Softmax, attend
+from clearhead.nn.hugging_face.masks import Mask, make_mask
+from clearhead.patterns import causal, everything
+
+NAME = "clearhead"
+
+
+def register_with_transformers() -> None:
+    """Make `attn_implementation="clearhead"` known to transformers, for every model that takes an attention function.
+
+    >>> register_with_transformers()
+    >>> model = AutoModel.from_pretrained(folder, attn_implementation="clearhead")
+    >>> model.set_attn_implementation("clearhead")  # or afterwards
+
+    Outputs are those of `eager`. Grouped heads, soft caps, position biases, dropout and every cache but a paged one
+    are taken; causal, windowed, chunked and packed masks are never written out. Raises MissingExtra without
+    transformers, InputError for one that is too old.
+    """
+    extra("transformers", "transformers")
+    try:
+        functions = importlib.import_module("transformers.modeling_utils").AttentionInterface
+        masks = importlib.import_module("transformers.masking_utils").AttentionMaskInterface
+    except (ImportError, AttributeError):
+        raise InputError("this transformers has no attention interface: pip install -U transformers") from None
+    functions.register(NAME, _attention)
+    masks.register(NAME, make_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of query (B, H, Nq, D) to key (B, Hkv, Nk, D): (B, Nq, H, Dv), and its weights if they are asked for.
+
+    `attention_mask` is a Mask, or boolean, or added to the logits, (B or 1, H or 1, Nq, at least Nk); without one,
+    modules that say so are causal, the beginnings of queries and keys lined up.
+    """
+    _check(options)
+    if attention_mask is None and query.shape[2] > 1 and _causal(module, is_causal):
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # a static cache that is still empty
+        call: dict[str, Any] = {"pattern": causal()}
+    else:
+        call = _seen(attention_mask, key.shape[2])
+    bias = _sum(call.pop("bias", None), None if position_bias is None else position_bias[..., : key.shape[2]])
+    out = attend(query, key, value, scale=scaling, softcap=softcap, bias=bias, dropout=dropout, **call)
+    weights = None
+    if options.get("output_attentions"):
+        mechanism = Softmax(call.pop("pattern"), scaling, softcap, bias)
+        weights = mechanism(query, key, **call).weights().to(query.dtype)
+    return out.transpose(1, 2).contiguous(), weights
+
+
+_REFUSED = {
+    "s_aux": "learned sinks",
+    "sinks": "learned sinks",
+    "indices": "keys chosen by an indexer",
+    "block_indices": "blocks of keys chosen by an indexer",
+    "cache": "a paged cache",
+}
+
+
+def _check(options: dict[str, Any]) -> None:
+    for name, what in _REFUSED.items():
+        if options.get(name) is not None:
+            raise InputError(f"attn_implementation={NAME!r} does not take {what} ({name}); write 'eager'")
+
+
+def _causal(module: nn.Module, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def _seen(given: Tensor | None, n_keys: int) -> dict[str, Any]:
+    """Who sees whom, as a mechanism's call takes it."""
+    if given is None:
+        return {"pattern": everything()}
+    if isinstance(given, Mask):
+        if given.sight is not None and given.shape[-1] == n_keys:
+            return dict(given.sight.options)
+        given = given.written()
+    mask = given[..., :n_keys] if given.dim() == 4 else given[:, None, None, :n_keys]
+    if mask.dtype == torch.bool:
+        return {"pattern": everything(), "mask": mask}
+    # what hides a key is the least number that there is; a finite one would make a row that sees nothing uniform
+    seen = mask > torch.finfo(mask.dtype).min / 2
+    return {"pattern": everything(), "mask": seen, "bias": mask.masked_fill(~seen, 0)}
+
+
+def _sum(*biases: Tensor | None) -> Tensor | None:
+    given = [bias for bias in biases if bias is not None]
+    return sum(given[1:], given[0]) if given else None

@@ -1,0 +1,233 @@
+"""What transformers says about who sees whom, kept as what it is: a pattern, padding and positions, not n² numbers.
+
+transformers builds masks from functions of indices, which it composes: causal, sliding window, chunks, packed
+sequences. Those that are known here are read; of any other the boolean mask is written out.
+
+Shapes: B samples, Nq queries, Nk keys.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clearhead.errors import InputError
+from clearhead.patterns import Pattern, causal, chunks, everything, window
+
+_APART = 1 << 32
+"""How far packed sequences stand from each other: each lies in a chunk of its own, at its own positions."""
+_Place = Callable[[Tensor], Tensor]
+"""From slots (N,) to positions (B, N)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """Who sees whom, as a mechanism's call takes it. Positions are (B or 1, 1, N), `keys` a mask (B, 1, 1, Nk)."""
+
+    pattern: Pattern
+    lengths: Tensor | None = None
+    keys: Tensor | None = None
+    positions: tuple[Tensor, Tensor] | None = None
+    options: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        options: dict[str, Any] = {"pattern": self.pattern, "mask": self.keys}
+        if self.lengths is not None:
+            options["lengths"] = (None, self.lengths)
+        if self.positions is not None:
+            options["q_positions"], options["k_positions"] = self.positions
+        object.__setattr__(self, "options", options)
+
+
+class Mask(Tensor):
+    """A boolean mask (B, 1, Nq, Nk) that is written out only where somebody computes with it.
+
+    It travels through a model as any mask does; `sight` is what it holds, as far as that is known. A model that adds
+    it to its logits takes no attention function, and would be wrong without a word: that raises InputError.
+    """
+
+    sight: Sight | None
+    _write: Callable[[], Tensor]
+    _written: Tensor | None
+
+    @staticmethod
+    def of(sight: Sight | None, write: Callable[[], Tensor], shape: tuple[int, ...], device: Any) -> "Mask":
+        """A mask of this shape whose pairs `write` computes."""
+        mask = Tensor._make_subclass(Mask, torch.zeros((), dtype=torch.bool, device=device).expand(shape))
+        mask.sight, mask._write, mask._written = sight, write, None
+        return mask
+
+    def written(self) -> Tensor:
+        """All pairs, as a plain tensor."""
+        if self._written is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                self._written = self._write()
+        return self._written
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _WITHOUT_PAIRS:
+                return func(*args, **kwargs)
+            result = func(*_plain(args), **_plain(kwargs))
+            if func in _SUMS or (func in _PARTS and not _is_mask(result)):
+                raise InputError(
+                    "this model computes with masks itself and takes no attention function; "
+                    "write attn_implementation='eager'"
+                )
+            return Mask.of(None, lambda: result, result.shape, result.device) if _is_mask(result) else result
+
+
+_WITHOUT_PAIRS = {
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")),
+    *(getattr(Tensor, name) for name in ("size", "dim", "numel", "__len__", "__hash__", "is_floating_point")),
+}
+_SUMS = {
+    *(
+        getattr(Tensor, name)
+        for name in ("add", "add_", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__mul__", "__rmul__")
+    ),
+    *(torch.add, torch.sub, torch.rsub, torch.mul),
+}
+_PARTS = {getattr(Tensor, name) for name in ("__getitem__", "to", "type", "float", "half", "bfloat16", "squeeze")}
+"""What leaves a mask a mask, where the model hands it on to an attention function."""
+
+
+def _is_mask(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.bool
+
+
+def _plain(x: Any) -> Any:
+    """`x` with the masks in it written out."""
+    if isinstance(x, Mask):
+        return x.written()
+    if isinstance(x, tuple | list):
+        return type(x)(map(_plain, x))
+    return {key: _plain(value) for key, value in x.items()} if isinstance(x, dict) else x
+
+
+def make_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: Any = "cpu",
+    **_: Any,
+) -> Tensor:
+    """What transformers asks of an attention with `AttentionMaskInterface`: the mask of one forward pass."""
+    from transformers import masking_utils
+
+    function = masking_utils.causal_mask_function if mask_function is None else mask_function
+    write: Callable[[], Any] = partial(
+        masking_utils.sdpa_mask, batch_size, q_length, kv_length, q_offset, kv_offset, function, attention_mask,
+        allow_is_causal_skip=False, allow_is_bidirectional_skip=False, use_vmap=use_vmap, device=device,
+    )  # fmt: skip
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return write()
+    shape, known = (batch_size, 1, q_length, kv_length), _read(function)
+    if known is None:
+        return Mask.of(None, write, shape, device)
+    pattern, place = known
+    q_slots, k_slots = (
+        torch.arange(n, device=device) + start for n, start in ((q_length, q_offset), (kv_length, kv_offset))
+    )
+    keys = None
+    if attention_mask is not None:
+        padded: Any = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
+        keys = padded[:, k_slots]
+    lengths, keys = _padding(keys)
+    positions = None
+    if place is not None:
+        positions = place(q_slots)[:, None], place(k_slots)[:, None]
+    elif lengths is not None or not _ends_line_up(q_length, kv_length, q_offset, kv_offset):
+        # queries of padding have rows too; those of another sequence (cross-attention) stand nowhere
+        if not (isinstance(pattern, everything) and q_length != kv_length):
+            positions = q_slots[None, None], k_slots[None, None]
+    elif q_length == 1 and isinstance(pattern, causal):
+        pattern = everything()  # a step of decoding: the last token sees all
+    return Mask.of(Sight(pattern, lengths, keys, positions), write, shape, device)
+
+
+def _ends_line_up(q_length: int, kv_length: int, q_offset: Any, kv_offset: Any) -> bool:
+    """Is the last query the last key? Where a static cache keeps offsets in tensors, that is not asked."""
+    fixed = isinstance(q_offset, int) and isinstance(kv_offset, int)
+    return fixed and q_offset + q_length == kv_offset + kv_length
+
+
+def _padding(keys: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The keys (B, Nk) that are there: nothing to say, or lengths (B,) for right padding, or a mask (B, 1, 1, Nk)."""
+    if keys is None or bool(keys.all()):
+        return None, None
+    lengths = keys.sum(1)
+    if bool((keys == (torch.arange(keys.shape[1], device=keys.device) < lengths[:, None])).all()):
+        return lengths, None
+    return None, keys[:, None, None]
+
+
+def _read(function: Callable[..., Any]) -> tuple[Pattern, _Place | None] | None:
+    """The pattern that a mask function of transformers means, and where tokens stand; None: not one that is known."""
+    parts = dict(_conjuncts(function))
+    cells = {name: _cells(part) for name, part in parts.items()}
+    match sorted(parts):
+        case ["causal_mask_function"]:
+            return causal(), None
+        case ["bidirectional_mask_function"]:
+            return everything(), None
+        case ["causal_mask_function", "sliding_window_overlay"]:
+            before = cells["sliding_window_overlay"]["sliding_window"] - 1
+            # a window of 0 sees nothing; it stands in configurations whose layers do not use it
+            return None if before < 0 else (causal() & window(before), None)
+        case ["bidirectional_mask_function", "sliding_window_bidirectional_overlay"]:
+            return window(cells["sliding_window_bidirectional_overlay"]["sliding_window"]), None
+        case ["causal_mask_function", "chunked_overlay"]:
+            chunk = cells["chunked_overlay"]
+            return causal() & chunks(chunk["chunk_size"]), partial(_behind, chunk["left_padding"])
+        case ["packed_sequence_mask_function", "remap_positions_for_packed_sequence"]:
+            packed, own = cells["packed_sequence_mask_function"], cells["remap_positions_for_packed_sequence"]
+            inner = _read(own["mask_function"])
+            if inner is None or inner[1] is not None:
+                return None
+            place = partial(_packed, packed["packed_sequence_mask"], own["position_ids"])
+            return inner[0] & chunks(_APART), place
+    return None
+
+
+def _behind(padding: Tensor, slots: Tensor) -> Tensor:
+    """Positions counted from the first real token of each sample."""
+    return slots - padding.to(slots.device)[:, None]
+
+
+def _packed(sequences: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+    """Positions in each one's own sequence, the sequences far apart; half a chunk leaves room for negative ones."""
+    return sequences[:, slots] * _APART + _APART // 2 + positions[:, slots]
+
+
+def _conjuncts(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The functions that `function` and-s together, each with the name of what made it."""
+    name = _maker(function)
+    if name == "and_masks":
+        for part in _cells(function)["mask_functions"]:
+            yield from _conjuncts(part)
+    else:
+        yield name, function
+
+
+def _maker(function: Callable[..., Any]) -> str:
+    """The name of the function of transformers that `function` is, or that returned it."""
+    name = getattr(function, "__qualname__", "").split(".")[0]
+    return name if getattr(function, "__module__", "") == "transformers.masking_utils" else f"another: {name}"
+
+
+def _cells(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a function closes over."""
+    closure = getattr(function, "__closure__", None) or ()
+    names = function.__code__.co_freevars if closure else ()
+    return {name: cell.cell_contents for name, cell in zip(names, closure, strict=True)}
