@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clearhead as ch
+from clearhead import patterns
 from clearhead.errors import InputError
 from clearhead.maps import GrowingCache, RingCache
 
@@ -20,6 +21,11 @@ PATTERNS = (
     ch.causal() & (ch.first(2) | ch.window(3)),
     ch.causal() & ~ch.window(2),
     ch.window(0),
+    ch.causal() & (patterns.global_tokens((0, 5)) | ch.window(4)),
+    ch.causal() & (patterns.stride(5) | ch.window(3)),
+    ch.causal() & (patterns.stride(3) & ch.window(9)),
+    ch.causal() & (ch.window(2) | patterns.scattered(2, 0)),
+    patterns.prefix(6) & ch.causal(),
 )
 RINGS = PATTERNS[1:6]
 STATISTICS = ("logsumexp", "max_logit", "max_weight", "entropy", "normalized_entropy", "sink", "distance", "visible")

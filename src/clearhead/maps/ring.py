@@ -138,6 +138,8 @@ def cache_for(mechanism: Callable[..., AttentionMap], pattern: Pattern) -> Growi
 
     A ring is right for any pattern; it only pays where something is forgotten.
     """
+    if pattern.tensors():  # they say nothing of positions that they do not hold
+        return GrowingCache(mechanism)
     far, near = torch.tensor(1 << 40), torch.tensor(1 << 20)
     zero = torch.tensor(0)
     cover = pattern.cover(zero, zero, far, torch.tensor(_FOR_EVER), near, near + 1)
