@@ -36,6 +36,8 @@ PATTERNS = {
     ),
     "outside": (~ch.window(150) & ch.causal(), lambda q, k: k < q - 150),
     "far": (~ch.window(64), lambda q, k: abs(q - k) > 64),
+    "stride": (ch.stride(3) & ch.causal(), lambda q, k: ((q - k) % 3 == 0) & (k <= q)),
+    "prefix": (ch.causal() | ch.prefix(140), lambda q, k: (k <= q) | (q < 140) & (k >= 0) & (k < 140) & (q >= 0)),
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LENGTHS = (1, 63, 64, 65, 127, 128, 130, 257, 400)
@@ -161,6 +163,52 @@ def test_a_sample_alone_is_the_sample_in_a_batch():
             assert (out[i, :, n:] == 0).all()
 
 
+@pytest.mark.parametrize("rest", ["nothing", "causal", "global", "mask"])
+@pytest.mark.parametrize("longest", [30, 300])
+def test_documents_are_as_if_each_stood_alone(rest, longest):
+    """Of lengths that fit no block: the rows are looked at one by one."""
+    generator = torch.Generator().manual_seed(longest)
+    lengths = torch.randint(1, longest, (12,), generator=generator)
+    ids = torch.repeat_interleave(torch.arange(12), lengths)[None].repeat(2, 1)
+    ids[1] = ids[1].flip(0)  # each sample has documents of its own
+    n = ids.shape[1]
+    q, k, v = (torch.randn(2, 2, n, 8, generator=generator).requires_grad_() for _ in range(3))
+    seen, call = (ids[:, :, None] == ids[:, None, :])[:, None], {}
+    at = torch.arange(n)
+    pattern = ch.documents(ids)
+    if rest == "causal":
+        pattern, seen = pattern & ch.causal(), seen & (at <= at[:, None])
+    elif rest == "global":
+        pattern, seen = pattern | ch.first(5), seen | (at < 5) | (at < 5)[:, None]
+    elif rest == "mask":
+        call["mask"] = torch.rand(n, n, generator=generator) < 0.5
+        seen = seen & call["mask"]
+    q64, k64, v64 = (x.detach().double().requires_grad_() for x in (q, k, v))
+    logits = (q64 @ k64.mT * 8**-0.5).masked_fill(~seen, -math.inf)
+    want = logits.softmax(-1).nan_to_num(0).masked_fill(~seen, 0) @ v64
+    weight = torch.randn(want.shape, generator=generator)
+    with only_blocks():
+        out = ch.attend(q, k, v, pattern, **call)
+        close(out, want.detach(), torch.float32, 6)
+        got = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    wanted = torch.autograd.grad((want * weight).sum(), (q64, k64, v64))
+    for g, w in zip(got, wanted, strict=True):
+        close(g, w.nan_to_num(0), torch.float32, 32)
+
+
+def test_what_a_plan_was_made_of_may_be_written_to():
+    torch.manual_seed(0)
+    ids = torch.zeros(1, 300, dtype=torch.int64)
+    q, k, v = (torch.randn(1, 1, 300, 8) for _ in range(3))
+    found = []
+    with only_blocks():
+        for start in (100, 200):
+            ids.numpy()[:, start:] = start  # where torch does not see it
+            found.append(ch.attend(q, k, v, ch.documents(ids)))
+        assert torch.equal(found[1], ch.attend(q, k, v, ch.documents(ids.clone())))
+    assert not torch.equal(*found)
+
+
 def test_strange_strides_are_taken():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 300, 3, 8).transpose(1, 2) for _ in range(3))
@@ -177,8 +225,10 @@ def test_the_operator_holds_its_contract(dtype):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, 150, 8, dtype=dtype) for h in (4, 2, 2))
     lengths = torch.tensor([150, 70])
-    tensors = (q, k, v, None, None, lengths, lengths.clone(), None, None, None, None)
-    arguments = (*tensors, "causal() & window(20)", 0.3, None, 0.0, False, False, "blocks")
+    tensors = (q, k, v, None, None, lengths, lengths.clone(), None, None)
+    pattern = ch.documents((torch.arange(150) // 40)[None]) & ch.causal()
+    held = [*pattern.tensors(), *[None] * (8 - len(pattern.tensors()))]
+    arguments = (*tensors, *held, None, None, pattern.outline(), 0.3, None, 0.0, False, False, "blocks")
     torch.library.opcheck(forward_op, arguments)
     out, raw, received = forward_op(*arguments)
     known = (torch.randn_like(out), torch.zeros_like(raw), received, out, raw[0])

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clearhead.kernels.runs import Band, allowed, bands
+from clearhead.kernels.bands import Band, allowed
+from clearhead.kernels.runs import bands
 from clearhead.kernels.score import working_dtype
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible

@@ -1,133 +1,108 @@
-"""From a block layout to runs of keys: what `blocks` calls fused attention on.
+"""From a pattern to bands: what `blocks` calls fused attention on.
 
-A band is some neighbouring blocks of queries that each see a run of keys of one length, every run beginning so many
-keys behind the last: a window is a band of overlapping runs, which are one strided view of the keys. A block that sees
-several runs lies in several bands.
+The block layout says which runs of keys each block of queries sees; neighbours whose runs look alike become a band, and
+a block that sees several runs lies in several. Where blocks look alike but hold different pairs (documents of any
+length), rows are looked at one by one: those that see the same keys, without a gap, make a rectangle without a mask.
 """
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from clearhead.kernels.bands import Band, allowed
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import ALL, NONE, block_layout
 
 ROWS = 128
-"""Queries in a block. Fused attention takes 32 at once up to 191 and reads each key less often the more there are; but
-more rows of a window see more keys that only some of them see."""
+"""Queries in a block. Fused attention reads each key less often the more there are; but more rows of a window see more
+keys that only some of them see."""
 KEYS = 64
 
-
-@dataclass(frozen=True, eq=False)
-class Band:
-    """`count` blocks of `rows` queries, from query `row` on; the i-th sees a run of `keys` from `key + i · step` on.
-
-    `some` are the parts of a run of which a row may see some keys only. `first` means that no earlier band holds these
-    rows. `see` are the visible pairs, (H or 1, 1, rows, keys), where they are known and the same in all blocks.
-    """
-
-    row: int
-    rows: int
-    count: int
-    key: int
-    keys: int
-    step: int
-    some: tuple[tuple[int, int], ...]
-    first: bool
-    see: Tensor | None = None
-
-    @property
-    def pairs(self) -> int:
-        return self.count * self.rows * self.keys
-
-    def part(self, start: int, stop: int) -> "Band":
-        """The blocks from `start` to `stop` alone."""
-        row, key = self.row + start * self.rows, self.key + start * self.step
-        return replace(self, row=row, key=key, count=stop - start)
-
-    def queries(self, x: Tensor) -> Tensor:
-        """The queries of `x` (…, Nq, D), as (count, …, rows, D); a view."""
-        return x.narrow(-2, self.row, self.count * self.rows).unflatten(-2, (self.count, self.rows)).movedim(-3, 0)
-
-    def runs(self, x: Tensor) -> Tensor:
-        """The runs of keys of `x` (…, Nk, D), as (count, …, keys, D); a view in which they overlap."""
-        stride = x.stride(-2)
-        shape, strides = (self.count, *x.shape[:-2], self.keys, x.shape[-1]), (self.step * stride, *x.stride())
-        return x.as_strided(shape, strides, x.storage_offset() + self.key * stride)
-
-    def add_runs(self, x: Tensor, parts: Tensor) -> None:
-        """Add what stands for runs of keys, (count, …, keys, D), to `x` (…, Nk, D), where they overlap."""
-        if self.count == 1 or not self.step:
-            x.narrow(-2, self.key, self.keys).add_(parts[0] if self.count == 1 else parts.sum(0))
-            return
-        for start in range(0, self.keys, self.step):  # stretches of a step, which do not
-            keys = min(self.step, self.keys - start)
-            replace(self, key=self.key + start, keys=keys).runs(x).add_(parts[..., start : start + keys, :])
-
-    def pairs_of(self, x: Tensor) -> Tensor:
-        """The pairs of `x`, (H, Nq, Nk) by broadcasting, as (H, count, rows, keys) by broadcasting; a view."""
-        shape, strides, offset = [x.shape[0], 1, 1, 1], [x.stride(0), 0, 0, 0], x.storage_offset()
-        if x.shape[1] > 1:
-            shape[1:3], strides[2] = (self.count, self.rows), x.stride(1)
-            strides[1], offset = self.rows * x.stride(1), offset + self.row * x.stride(1)
-        if x.shape[2] > 1:
-            shape[1], shape[3], strides[3] = self.count, self.keys, x.stride(2)
-            strides[1], offset = strides[1] + self.step * x.stride(2), offset + self.key * x.stride(2)
-        return x.as_strided(shape, strides, offset)
+_LOOKED_AT = 1 << 20
+"""Pairs that are looked at in one go."""
+_CALL = 4096
+"""Pairs of a head that take as long as a call does without them."""
 
 
 def bands(visible: Visible) -> tuple[Band, ...]:
-    """The bands of a call of one sample, or of samples that all see the same, without padding."""
+    """The bands of a call of one sample, or of samples that all see the same, without padding.
+
+    A band that is the `first` of its rows stands before the others of these rows.
+    """
+    return _bands_of(_Described(_key(visible), replace(visible, mask=None)))
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A call by what its bands depend on."""
+
+    key: tuple[object, ...]
+    visible: Visible = field(compare=False)
+
+
+def _key(visible: Visible) -> tuple[object, ...]:
+    """Pattern, sizes and positions; tensors by a digest of what they hold, for they may be written to."""
     pattern = visible.pattern
-    if visible.q_positions is None and visible.k_positions is None and not pattern.tensors():
-        return _bands_by_default(pattern, visible.n_queries, visible.n_keys)
-    return tuple(_bands(visible))
+    digest = hashlib.blake2b()
+    given = (visible.q_positions, visible.k_positions, *pattern.tensors())
+    for x in given:
+        if x is not None:
+            digest.update(x.contiguous().numpy())
+    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in given)
+    return pattern.outline(), visible.n_queries, visible.n_keys, shapes, digest.digest()
 
 
 @lru_cache(maxsize=64)
-def _bands_by_default(pattern: Hashable, n_queries: int, n_keys: int) -> tuple[Band, ...]:
-    """The bands of a pattern that holds no tensors, at the usual positions: these are worth keeping."""
-    visible = Visible(pattern, n_queries, n_keys, torch.device("cpu"))  # type: ignore[arg-type]
-    return tuple(replace(band, see=_repeated(visible, band)) for band in _bands(visible))
+def _bands_of(call: _Described) -> tuple[Band, ...]:
+    """All layers of a model see the same, in the forward pass and the backward one: bands are worth keeping."""
+    return _bands(call.visible)
 
 
-def _bands(visible: Visible) -> Iterator[Band]:
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows and a run of keys, of which the parts `some` are not seen by all of them."""
+
+    row: int
+    rows: int
+    key: int
+    keys: int
+    some: tuple[tuple[int, int], ...]
+    first: bool
+
+    @property
+    def end(self) -> int:
+        return self.key + self.keys
+
+
+def _bands(visible: Visible) -> tuple[Band, ...]:
     q_at, k_at = visible.positions_of_queries(), visible.positions_of_keys()
     layout = block_layout(visible.pattern, q_at, k_at, ROWS, KEYS)
     least, most = layout.amin((0, 1)), layout.amax((0, 1))  # over heads: a band spans them all
-    yield from _gathered(torch.where(most == NONE, 0, torch.where(least == ALL, 2, 1)).tolist(), visible)
+    codes = torch.where(most == NONE, 0, torch.where(least == ALL, 2, 1)).tolist()
+    visible = replace(visible.placed(), mask=None)
+    found, pieces = [], []
+    for band in _gathered(_pieces(codes, visible)):
+        looked_at = _look(visible, band) if band.some else [band]
+        found += [x for x in looked_at if isinstance(x, Band)]
+        pieces += [x for x in looked_at if isinstance(x, _Piece)]
+    found += _gathered(_joined(pieces))
+    return tuple(sorted(found, key=lambda band: not band.first))
 
 
-def _gathered(layout: list[list[int]], visible: Visible) -> Iterator[Band]:
-    """Blocks gathered to bands, in the order of their first rows."""
-    made: list[Band] = []
-    growing: dict[tuple[object, ...], list[int]] = {}  # what runs look like: the bands that hold the last block
+def _pieces(layout: list[list[int]], visible: Visible) -> Iterator[_Piece]:
+    """A piece for each run of each block of rows."""
     for block, codes in enumerate(layout):
-        grown: dict[tuple[object, ...], list[int]] = {}
         row = block * ROWS
         rows = min(ROWS, visible.n_queries - row)
         for i, (start, stop) in enumerate(_runs(codes)):
-            key = start * KEYS
-            keys = min(stop * KEYS, visible.n_keys) - key
-            some = _parts(codes[start:stop], keys)
-            like = (rows, keys, some, i == 0)
-            for at in growing.get(like, ()):
-                last = made[at]
-                step = key - last.key if last.count == 1 else last.step
-                if step >= 0 and key == last.key + last.count * step:
-                    made[at] = replace(last, count=last.count + 1, step=step)
-                    break
-            else:
-                at = len(made)
-                made.append(Band(row, rows, 1, key, keys, 0, some, first=i == 0))
-            grown.setdefault(like, []).append(at)
-        growing = grown
-    for band in made:
-        whole = band.step == 0 and not band.some  # the same keys for all rows: one block
-        yield replace(band, rows=band.rows * band.count, count=1) if whole else band
+            keys = min(stop * KEYS, visible.n_keys) - start * KEYS
+            parts = _runs([NONE if code == ALL else code for code in codes[start:stop]])
+            some = tuple((first * KEYS, min(behind * KEYS, keys)) for first, behind in parts)
+            yield _Piece(row, rows, start * KEYS, keys, some, first=i == 0)
 
 
 def _runs(codes: list[int]) -> Iterator[tuple[int, int]]:
@@ -141,42 +116,103 @@ def _runs(codes: list[int]) -> Iterator[tuple[int, int]]:
             start = None
 
 
-def _parts(codes: list[int], keys: int) -> tuple[tuple[int, int], ...]:
-    """The parts of a run of `keys` that hold some pairs only."""
-    bounds = _runs([NONE if code == ALL else code for code in codes])
-    return tuple((start * KEYS, min(stop * KEYS, keys)) for start, stop in bounds)
+def _gathered(pieces: Iterable[_Piece]) -> list[Band]:
+    """Pieces in the order of their rows, gathered to bands."""
+    made: list[Band] = []
+    growing: dict[tuple[object, ...], list[int]] = {}  # what a next piece must be like: the bands it may prolong
+    for piece in pieces:
+        like = (piece.rows, piece.keys, piece.some, piece.first)
+        candidates = growing.get((piece.row, *like), [])
+        at = next((at for at in candidates if _prolongs(piece, made[at])), None)
+        if at is None:
+            at = len(made)
+            made.append(Band(piece.row, piece.rows, 1, piece.key, piece.keys, 0, piece.some, piece.first))
+        else:
+            candidates.remove(at)
+            last = made[at]
+            made[at] = replace(last, count=last.count + 1, step=(piece.key - last.key) // last.count)
+        growing.setdefault((piece.row + piece.rows, *like), []).append(at)
+    return [_whole(band) for band in made]
 
 
-_LOOKED_AT = 1 << 19
-"""Pairs that are looked at in one go."""
+def _prolongs(piece: _Piece, band: Band) -> bool:
+    """Does a piece below a band begin a step behind its last run? The second one says what a step is."""
+    step = band.step if band.count > 1 else max(0, piece.key - band.key)
+    return piece.key == band.key + band.count * step
 
 
-def _repeated(visible: Visible, band: Band) -> Tensor | None:
-    """The visible pairs of one block of the band, if all its blocks have the same."""
-    if not band.some:
-        return None
-    step = max(1, _LOOKED_AT // (band.rows * band.keys))
+def _whole(band: Band) -> Band:
+    """Blocks whose rows all see the same keys are one block."""
+    alike = band.step == 0 and not band.some
+    return replace(band, rows=band.rows * band.count, count=1) if alike else band
+
+
+def _look(visible: Visible, band: Band) -> list[Band | _Piece]:
+    """A band whose blocks hold some pairs only, with what they hold if it is the same in all; else its pieces."""
     one = allowed(visible, band.part(0, 1), 1)
-    for start in range(0, band.count, step):
-        these = allowed(visible, band.part(start, min(band.count, start + step)), 1)
-        if not torch.equal(these, one.expand_as(these)):
-            return None
-    return one
+    if one.shape[0] > 1:
+        return [band]  # heads see different pairs
+    if _repeated(visible, band, one):
+        rectangles = _rectangles(one[0, 0], band) if band.step == 0 else None
+        return [replace(band, see=one)] if rectangles is None else [*rectangles]
+    found: list[Band | _Piece] = []
+    for i in range(band.count):
+        part = band.part(i, i + 1)
+        found += _rectangles(allowed(visible, part, 1)[0, 0], part) or [part]
+    return [band] if all(isinstance(x, Band) for x in found) else found
 
 
-def allowed(visible: Visible, band: Band, heads: int) -> Tensor:
-    """The pairs of a band that pattern and mask let see, (H or 1, count or 1, rows, keys)."""
-    if band.see is not None and visible.mask is None:
-        return band.see
-    q_at, k_at = visible.positions_of_queries()[0, :, :, None], visible.positions_of_keys()[0, :, None, :]
-    q, k = band.pairs_of(q_at), band.pairs_of(k_at)
-    sample = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
-    head = torch.arange(heads)[:, None, None, None]
-    shape = (1, band.count, band.rows, band.keys)
-    see = torch.ones(shape, dtype=torch.bool)
-    for start, stop in band.some:
-        part = visible.pattern.allows(sample, head, q, k[..., start:stop])
-        if part.shape[0] > see.shape[0]:
-            see = see.expand(part.shape[0], *shape[1:]).clone()
-        see[..., start:stop] = part
-    return see if visible.mask is None else see & band.pairs_of(visible.mask[0])
+def _repeated(visible: Visible, band: Band, one: Tensor) -> bool:
+    """Do all blocks of a band hold the pairs that the first one does?"""
+    step = max(1, _LOOKED_AT // (band.rows * band.keys))
+    parts = (band.part(start, min(band.count, start + step)) for start in range(1, band.count, step))
+    return all(bool((allowed(visible, part, 1) == one).all()) for part in parts)
+
+
+def _rectangles(see: Tensor, band: Band) -> list[_Piece] | None:
+    """Rows that see the same keys, all of a stretch, from what a block sees, (rows, keys); None if few rows do."""
+    flags = see.to(torch.uint8)
+    count, start = flags.sum(-1, dtype=torch.int64), flags.argmax(-1)
+    stop = see.shape[-1] - flags.flip(-1).argmax(-1)
+    stop = stop.where(count > 0, 0)
+    if not torch.equal(count, stop - start):
+        return None
+    new = torch.ones_like(count, dtype=torch.bool)
+    new[1:] = (start[1:] != start[:-1]) | (stop[1:] != stop[:-1])
+    firsts = new.nonzero().squeeze(-1)
+    if len(firsts) > band.rows // 4:
+        return None
+    ends = [*firsts[1:].tolist(), band.rows] * band.count
+    found = []
+    for block in range(band.count):
+        part = band.part(block, block + 1)
+        bounds = zip(firsts.tolist(), ends, start[firsts].tolist(), stop[firsts].tolist(), strict=False)
+        for row, end, lo, hi in bounds:
+            if hi:
+                found.append(_Piece(part.row + row, end - row, part.key + lo, hi - lo, (), band.first))
+    return found
+
+
+def _joined(pieces: list[_Piece]) -> Iterator[_Piece]:
+    """Rectangles that continue each other made one, and small ones made one with a mask, where that takes less time."""
+    current: _Piece | None = None
+    for piece in sorted(pieces, key=lambda piece: (not piece.first, piece.row)):
+        joined = None if current is None else _together(current, piece)
+        if joined is None and current is not None:
+            yield current
+        current = joined or piece
+    if current is not None:
+        yield current
+
+
+def _together(one: _Piece, two: _Piece) -> _Piece | None:
+    """Two rectangles of neighbouring rows as one, if that is cheaper; None: it is not."""
+    if one.first != two.first or one.row + one.rows != two.row:
+        return None
+    if not one.some and (one.key, one.keys) == (two.key, two.keys):
+        return replace(one, rows=one.rows + two.rows)
+    key, end = min(one.key, two.key), max(one.end, two.end)
+    rows = one.rows + two.rows
+    if rows * (end - key) > one.rows * one.keys + two.rows * two.keys + _CALL:
+        return None
+    return _Piece(one.row, rows, key, end - key, ((0, end - key),), one.first)
