@@ -17,6 +17,45 @@ from hypothesis import strategies as st
 import clearhead as ch
 from reference import Problem, statistics
 
+IDS = [0] * 6 + [3] * 1 + [-1] * 2 + [1] * 9 + [3] * 4 + [2] * 22
+EDGES = torch.randint(44, (2, 300), generator=torch.Generator().manual_seed(1))
+
+
+def by_table(table):
+    """A function of two positions from one of two numbers, made once for all positions that a problem may have."""
+    far = 60
+    seen = torch.tensor([[bool(table(q, k)) for k in range(-far, far)] for q in range(-far, far)])
+    return lambda q, k: seen[q + far, k + far]
+
+
+def in_one_document(q, k):
+    return min(q, k) >= 0 and max(q, k) < len(IDS) and IDS[q] == IDS[k] >= 0
+
+
+PAIRS = set(map(tuple, EDGES.T.tolist()))
+
+
+def on_an_edge(q, k):
+    return (0 <= q < 44 and q == k) or (k, q) in PAIRS
+
+
+def drawn(q, k, per_row=2, seed=5, block=3):
+    """Is `k` in a block that the block of `q` draws from its past? By the definition of `scattered`."""
+
+    def mixed(x):
+        x &= 0xFFFFFFFF
+        for _ in range(2):
+            x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
+        return (x >> 16) ^ x
+
+    row, among = q // block, q // block + 1
+    for part in range(per_row):
+        lo, hi = part * among // per_row, (part + 1) * among // per_row
+        if hi > lo and k // block == lo + mixed(mixed(row + (seed * 0x1F123BB5 & 0xFFFFFFFF)) + part) % (hi - lo):
+            return True
+    return False
+
+
 PATTERNS = {
     "everything": (ch.everything(), lambda q, k: (q == q) & (k == k)),
     "causal": (ch.causal(), lambda q, k: k <= q),
@@ -29,6 +68,24 @@ PATTERNS = {
         ch.causal() & (ch.window(2) | ch.first(1)),
         lambda q, k: (k <= q) & ((abs(q - k) <= 2) | (k == 0) | (q == 0)),
     ),
+    "chunks and neighbours": (ch.chunks(3, 1), lambda q, k: abs(q // 3 - k // 3) <= 1),
+    "stride": (ch.stride(3), lambda q, k: (q - k) % 3 == 0),
+    "prefix LM": (ch.causal() | ch.prefix(4), lambda q, k: (k <= q) | (k >= 0) & (k < 4)),
+    "scattered": (ch.causal() & ch.scattered(2, 5, block=3), by_table(lambda q, k: k <= q and drawn(q, k))),
+    "longformer": (
+        ch.longformer(6, [0, 9]),
+        lambda q, k: (abs(q - k) <= 3) | (q == 0) | (k == 0) | (q == 9) | (k == 9),
+    ),
+    "sparse transformer": (
+        ch.sparse_transformer(5, "fixed", 2),
+        lambda q, k: (k <= q) & ((q // 5 == k // 5) | (k % 5 >= 3)),
+    ),
+    "documents": (ch.documents(torch.tensor(IDS)), by_table(in_one_document)),
+    "causal documents": (
+        ch.causal() & ch.documents(torch.tensor(IDS)),
+        by_table(lambda q, k: k <= q and in_one_document(q, k)),
+    ),
+    "graph": (ch.graph(EDGES), by_table(on_an_edge)),
     "outside": (~ch.window(2) & ch.causal(), lambda q, k: k < q - 2),
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -15,7 +15,7 @@ from clearhead.kernels.operator import backward_op, forward_op
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-def call(statistics, dtype=torch.float32):
+def call(statistics, dtype=torch.float32, pattern=None):
     """The operator's arguments for a small random call."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, 9, d, dtype=dtype) for h, d in ((4, 8), (2, 8), (2, 5)))
@@ -24,13 +24,22 @@ def call(statistics, dtype=torch.float32):
     mask[..., 0] = True  # or the sink of some row would be NaN, which is equal to nothing
     full = torch.tensor([9, 9])
     sinks = torch.zeros(1, 1, dtype=torch.int64) if statistics else None
-    tensors = (q, k, v, bias, mask, full, full.clone(), None, None, sinks, torch.tensor(7))
-    return (*tensors, "causal()", 0.3, 5.0, 0.2, True, statistics, "stream")
+    pattern = ch.causal() if pattern is None else pattern
+    held = [*pattern.tensors(), *[None] * (8 - len(pattern.tensors()))]
+    tensors = (q, k, v, bias, mask, full, full.clone(), None, None, *held, sinks, torch.tensor(7))
+    return (*tensors, pattern.outline(), 0.3, 5.0, 0.2, True, statistics, "stream")
+
+
+IDS = torch.tensor([[0] * 4 + [2] * 5, [1] * 7 + [0] * 2])
+GRAPHS = [torch.randint(9, (2, 20), generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-def test_operators_hold_their_contracts(statistics):
-    arguments = call(statistics)
+@pytest.mark.parametrize(
+    "pattern", [ch.causal(), ch.documents(IDS) | ch.prefix(1) | ch.graph(GRAPHS, nodes=9)], ids=repr
+)
+def test_operators_hold_their_contracts(statistics, pattern):
+    arguments = call(statistics, pattern=pattern)
     torch.library.opcheck(forward_op, arguments)
     out, raw, received = forward_op(*arguments)
     torch.library.opcheck(
@@ -59,11 +68,68 @@ def test_vmap_of_grad_is_a_loop_of_grads():
         assert torch.allclose(a[3], b)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_vmap_carries_the_tensors_of_a_pattern(shared):
+    """Three tasks of two samples, whose documents and graphs are their own or all alike; the tasks share them."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 2, 9, 4, dtype=torch.float64) for _ in range(3))
+    pattern = ch.causal() & ch.documents(IDS[:1] if shared else IDS) | ch.graph(
+        GRAPHS[0] if shared else GRAPHS, nodes=9
+    )
+
+    def loss(q, k, v):
+        out, stats = ch.attend(q, k, v, pattern, softcap=4.0, statistics=True)
+        return out.square().sum() + stats.entropy.sum()
+
+    got = vmap(grad(loss, (0, 1, 2)))(q, k, v)
+    for i in range(3):
+        for a, b in zip(got, grad(loss, (0, 1, 2))(q[i], k[i], v[i]), strict=True):
+            assert torch.allclose(a[i], b)
+
+
+def test_vmap_over_documents():
+    """Each task brings ids of its own, of which a pattern is made within."""
+    torch.manual_seed(0)
+    q, ids = torch.randn(2, 1, 2, 9, 4, dtype=torch.float64), IDS
+
+    def loss(q, ids):
+        return ch.attend(q, q, q, ch.documents(ids), softcap=4.0).square().sum()
+
+    got = vmap(grad(loss))(q, ids)
+    for i in range(2):
+        assert torch.allclose(got[i], grad(loss)(q[i], ids[i]))
+
+
 def test_gradients_are_those_of_differences():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
     bias = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(attended, (q, k, v, bias))
+
+
+def test_gradients_of_documents_and_graphs_are_those_of_differences():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 9, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    for pattern in (ch.documents(IDS), ch.graph(GRAPHS, nodes=9)):
+        assert torch.autograd.gradcheck(lambda *x, p=pattern: ch.attend(*x, p, softcap=4.0), (q, k, v))
+
+
+def test_checkpointing_a_module_that_holds_a_graph():
+    torch.manual_seed(0)
+    layer = ch.nn.SelfAttention(8, 2, ch.Softmax(ch.graph(GRAPHS, nodes=9), softcap=4.0))
+    x = torch.randn(2, 9, 8)
+    grads = [
+        torch.autograd.grad(y.square().sum(), layer.query.weight)[0]
+        for y in (layer(x), checkpoint(layer, x, use_reentrant=False))
+    ]
+    assert torch.equal(*grads)
+
+
+def test_more_tensors_than_places_are_named():
+    q = torch.randn(2, 1, 9, 4, requires_grad=True)
+    graph = ch.graph(GRAPHS, nodes=9)
+    with pytest.raises(ch.ClearheadError, match="pattern holds 12 tensors, at most 8; join"):
+        ch.attend(q, q, q, graph | graph | graph, softcap=4.0)
 
 
 def test_the_second_derivative_raises_rather_than_being_wrong():
@@ -92,7 +158,7 @@ def test_self_attention_compiles_and_exports():
     path = Path(__file__).parent / "traced.py"
     done = subprocess.run([sys.executable, "-W", "ignore", str(path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["compiled", "exported"]
+    assert done.stdout.split() == ["compiled", "packed", "exported"]
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -1,6 +1,7 @@
 """Kernels as an operator of torch: opaque to the compiler, differentiable once, and batched by vmap.
 
-Operators take no Python objects, so a call's pattern travels as text and its tensors one by one.
+Operators take no Python objects, so a call's pattern travels as text, and its tensors one by one, like all others. A
+list of tensors has no vmap rule; there are as many places for them as a pattern may hold.
 """
 
 from types import ModuleType
@@ -10,16 +11,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from clearhead.errors import InputError
 from clearhead.kernels import blocks, stream
 from clearhead.kernels.rows import RAW
 from clearhead.kernels.score import Score, as_given, working_dtype
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
-from clearhead.patterns import parse
+from clearhead.patterns import Pattern, restore
 
+_PLACES = 8
+"""Tensors that a pattern may hold: documents hold one, a graph four."""
 _CALL = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor? q_lengths, Tensor? k_lengths, "
-    "Tensor? q_positions, Tensor? k_positions, Tensor? sinks, Tensor? seed, "
+    "Tensor? q_positions, Tensor? k_positions, "
+    + "".join(f"Tensor? held_{i}, " for i in range(_PLACES))
+    + "Tensor? sinks, Tensor? seed, "
     "str pattern, float scale, float? softcap, float dropout, bool distance, bool received, str kernel"
 )
 _TENSORS = _CALL.count("Tensor")
@@ -38,11 +44,21 @@ def run(q: Tensor, k: Tensor, v: Tensor, task: Task, kernel: str = "stream") -> 
             return _KERNELS[kernel].forward(q, k, v, task)  # nothing that would need an operator
     see, score = task.visible, task.score
     lengths, positions = (see.q_lengths, see.k_lengths), (see.q_positions, see.k_positions)
-    tensors: tuple[Tensor | None, ...] = (q, k, v, score.bias, see.mask, *lengths, *positions)
-    options = (repr(see.pattern), score.scale, score.softcap, task.dropout, task.distance, task.received, kernel)
+    tensors: tuple[Tensor | None, ...] = (q, k, v, score.bias, see.mask, *lengths, *positions, *_held(see.pattern))
+    options = (see.pattern.outline(), score.scale, score.softcap, task.dropout, task.distance, task.received, kernel)
     if torch.compiler.is_compiling():
         tensors = tuple(_other(x, tensors[:i]) for i, x in enumerate(tensors))
     return _Stream.apply(*tensors, task.sinks, task.seed, *options)
+
+
+def _held(pattern: Pattern) -> tuple[Tensor | None, ...]:
+    """The tensors of a pattern, in as many places as there are for them."""
+    tensors = pattern.tensors()
+    if len(tensors) > _PLACES:
+        raise InputError(
+            f"pattern holds {len(tensors)} tensors, at most {_PLACES}; join its documents or graphs in one"
+        )
+    return (*tensors, *[None] * (_PLACES - len(tensors)))
 
 
 def _other(x: Tensor | None, before: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -52,8 +68,9 @@ def _other(x: Tensor | None, before: tuple[Tensor | None, ...]) -> Tensor | None
 
 def _task(*call: Any) -> tuple[Tensor, Tensor, Tensor, Task]:
     """q, k, v and the rest of a call, put together again."""
-    q, k, v, bias, *see, sinks, seed, pattern, scale, softcap, dropout, distance, received, _ = call
-    visible = Visible(parse(pattern), q.shape[2], k.shape[2], q.device, *see)
+    q, k, v, bias, *see, sinks, seed, outline, scale, softcap, dropout, distance, received, _ = call
+    pattern = restore(outline, [x for x in see[-_PLACES:] if x is not None])
+    visible = Visible(pattern, q.shape[2], k.shape[2], q.device, *see[:-_PLACES])
     return q, k, v, Task(visible, Score(scale, softcap, bias), dropout, seed, sinks, distance, received)
 
 
@@ -129,7 +146,8 @@ class _Stream(torch.autograd.Function):
 
 # vmap: the batched axis is folded into the samples, which the kernel walks anyhow
 
-_MAY_BROADCAST = (4, 7, 8, 9)  # of a call's tensors: mask, positions and sinks; the bias needs a gradient for each
+# of a call's tensors: mask, positions, those of the pattern and sinks; the bias needs a gradient for each
+_MAY_BROADCAST = (4, *range(7, 10 + _PLACES))
 
 
 @forward_op.register_vmap

@@ -59,8 +59,19 @@ def visible_pairs(
         q_positions = _check_positions("q_positions", q_positions, (b, h, n_queries), q.device)
     if k_positions is not None:
         k_positions = _check_positions("k_positions", k_positions, (b, h, n_keys), q.device)
+    _check_pattern(pattern, b, n_keys if k_positions is None else None, q.device)
     sides = _check_lengths(lengths, b, n_queries, n_keys, q.device)
     return Visible(pattern, n_queries, n_keys, q.device, mask, *sides, q_positions, k_positions)
+
+
+def _check_pattern(pattern: Pattern, samples: int, positions: int | None, device: torch.device) -> None:
+    """Raise unless what the pattern holds, if anything, fits the samples, positions (if known) and device of a call."""
+    if not (tensors := pattern.tensors()):
+        return
+    pattern.check(samples, positions)
+    for x in tensors:
+        if x.device != device:
+            raise InputError(f"pattern holds tensors on {x.device}, q is on {device}; write pattern.to('{device}')")
 
 
 def _check_mask(mask: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -146,7 +146,7 @@ class Softmax(nn.Module):
     """The mechanism softmax(softcap(q · k · scale) + bias) over the keys that `pattern` lets a query see.
 
     Args:
-        pattern: who may attend to whom; everything if None.
+        pattern: who may attend to whom; everything if None. Tensors that it holds are buffers of this module.
         scale: what products are multiplied by; 1/√D if None (Vaswani 2017).
         softcap: c bounds the scaled products by c · tanh(s / c) (Gemma 2); none if None.
         bias: float tensor broadcastable to (B, H, Nq, Nk), added to the logits, read by row and column; may be an
@@ -161,11 +161,25 @@ class Softmax(nn.Module):
         bias: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.pattern, self.scale, self.softcap = _pattern(pattern), scale, _softcap(softcap)
+        self.scale, self.softcap = scale, _softcap(softcap)
+        self._take(_pattern(pattern))
         if isinstance(bias, nn.Parameter):
             self.bias: Tensor | None = check_bias(bias)
         else:
             self.register_buffer("bias", None if bias is None else check_bias(bias), persistent=False)
+
+    def _take(self, pattern: Pattern) -> None:
+        """Hold the tensors of `pattern` as buffers, so that they move with the module."""
+        tensors = pattern.tensors()
+        self._outline = pattern.holding([x.new_empty(0) for x in tensors])
+        for i, x in enumerate(tensors):
+            self.register_buffer(f"pattern_{i}", x, persistent=False)
+
+    @property
+    def pattern(self) -> Pattern:
+        """Who may attend to whom."""
+        held = len(self._outline.tensors())
+        return self._outline.holding([getattr(self, f"pattern_{i}") for i in range(held)]) if held else self._outline
 
     def extra_repr(self) -> str:
         """The arguments that would make this mechanism again."""

@@ -34,8 +34,7 @@ def _named_by_first(ids: Tensor) -> Tensor:
     """Each id replaced by the first position that has it, so that contiguous documents are in order; padding by -1."""
     ordered, at = ids.sort(dim=-1, stable=True)
     here = torch.arange(ids.shape[-1], device=ids.device).expand_as(at)
-    begins = torch.ones_like(ordered, dtype=torch.bool)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    begins = (ordered != ordered.roll(1, -1)) | (here == 0)
     begin = torch.where(begins, here, 0).cummax(-1).values
     named = torch.empty_like(at).scatter(-1, at, at.gather(-1, begin))
     return torch.where(ids < 0, -1, named)

@@ -30,10 +30,9 @@ _SHAPES: dict[str, Callable[..., Pattern]] = {
         shapes.window,
     )
 }
-_NOTHING = torch.zeros(1, 0, dtype=torch.int64)
-_HOLDING: dict[str, Callable[[], Pattern]] = {
-    "documents": lambda: given.documents(_NOTHING),
-    "graph": lambda: edges.graph(_NOTHING.expand(2, 0)),
+_HOLDING: dict[str, Pattern] = {
+    "documents": given.documents(torch.zeros(1, 0, dtype=torch.int64)),
+    "graph": edges.graph(torch.zeros(2, 0, dtype=torch.int64)),
 }
 """Patterns that hold tensors, empty, by their names in an outline."""
 
@@ -54,7 +53,7 @@ def restore(outline: str, tensors: Sequence[Tensor]) -> Pattern:
 
 @lru_cache(maxsize=1024)
 def _outlined(outline: str) -> Pattern:
-    return _read(outline, lambda name, call, text: _HOLDING[name]() if name in _HOLDING else _shape(name, call, text))
+    return _read(outline, lambda name, call, text: _HOLDING[name] if name in _HOLDING else _shape(name, call, text))
 
 
 _Leaf = Callable[[str, ast.Call, str], Pattern]
