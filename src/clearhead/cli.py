@@ -173,6 +173,128 @@ app.add_typer(bench, name="bench")
 Rounds = Annotated[int, typer.Option(min=1, help="Times that each arm runs, in turns.")]
 
 
+Length = Annotated[int, typer.Option(help="Tokens.")]
+Heads = Annotated[int, typer.Option(help="Heads.")]
+Dim = Annotated[int, typer.Option(help="Width of a head.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Backward = Annotated[bool, typer.Option("--backward/--no-backward", help="With gradients in queries, keys, values.")]
+Memory = Annotated[bool, typer.Option("--memory/--no-memory", help="Peak memory too, each in a process of its own.")]
+Folder = Annotated[Path | None, typer.Option("--out", help="Write the picture and the JSON there.")]
+
+
+@bench.command("attention")
+def bench_attention(
+    pattern: Annotated[str, typer.Option(help="As in 'causal() & window(256)'.")] = "everything()",
+    length: Length = 4096,
+    heads: Heads = 4,
+    dim: Dim = 64,
+    dtype: Dtype = "float32",
+    deviation: Annotated[
+        list[float] | None, typer.Option(help="Standard deviation of the logits, 1 if not said; repeatable.")
+    ] = None,
+    small: Annotated[bool, typer.Option("--small", help="Instead: what calls of 8 and 64 tokens cost.")] = False,
+    backward: Backward = False,
+    memory: Memory = True,
+    device: Device = "cpu",
+    rounds: Rounds = 5,
+    out: Folder = None,
+    as_json: AsJson = False,
+) -> list[str]:
+    """One call of any pattern, beside every peer that knows it: time, error, memory."""
+    from clearhead.bench import Case, bench_attention, bench_small
+
+    case = Case(length, heads, dim, dtype, device, pattern, backward)
+    if small:
+        return _found(bench_small(case, rounds, say=_progress()), "small", case, out, as_json)
+    return _found(bench_attention(case, deviation or (), rounds, memory, _progress()), "attention", case, out, as_json)
+
+
+@bench.command("statistics")
+def bench_statistics(
+    pattern: Annotated[str, typer.Option(help="As in 'causal() & window(256)'.")] = "everything()",
+    length: Length = 4096,
+    heads: Heads = 4,
+    dim: Dim = 64,
+    dtype: Dtype = "float32",
+    only: Annotated[list[str] | None, typer.Option(help="An arm, such as received; repeatable.")] = None,
+    backward: Backward = False,
+    memory: Memory = True,
+    device: Device = "cpu",
+    rounds: Rounds = 5,
+    out: Folder = None,
+    as_json: AsJson = False,
+) -> list[str]:
+    """What it costs to see: statistics, received, pooled maps, beside SDPA alone and eager attention."""
+    from clearhead.bench import Case, bench_statistics
+
+    case = Case(length, heads, dim, dtype, device, pattern, backward)
+    return _found(bench_statistics(case, only or (), rounds, memory, _progress()), "statistics", case, out, as_json)
+
+
+@bench.command("patterns")
+def bench_patterns(
+    length: Length = 4096,
+    heads: Heads = 4,
+    dim: Dim = 64,
+    dtype: Dtype = "float32",
+    only: Annotated[list[str] | None, typer.Option(help="A pattern, such as longformer; repeatable.")] = None,
+    backward: Backward = False,
+    memory: Memory = False,
+    device: Device = "cpu",
+    rounds: Rounds = 3,
+    out: Folder = None,
+    as_json: AsJson = False,
+) -> list[str]:
+    """Every kind of pattern at one length, and packed documents, beside the peers that know it."""
+    from clearhead.bench import Case, bench_patterns
+
+    case = Case(length, heads, dim, dtype, device, backward=backward)
+    return _found(bench_patterns(case, only or (), rounds, memory, _progress()), "patterns", case, out, as_json)
+
+
+@bench.command("memory")
+def bench_memory(
+    pattern: Annotated[str, typer.Option(help="As in 'causal() & window(256)'.")] = "window(255, 0)",
+    length: Length = 65536,
+    heads: Heads = 4,
+    dim: Dim = 64,
+    dtype: Dtype = "float32",
+    backward: Backward = True,
+    device: Device = "cpu",
+    out: Folder = None,
+    as_json: AsJson = False,
+) -> list[str]:
+    """Peak memory of a pattern with gradients, and of output with statistics, where n² weights do not fit."""
+    from clearhead.bench import Case, bench_memory
+
+    case = Case(length, heads, dim, dtype, device, pattern, backward)
+    return _found(bench_memory(case, _progress()), "memory", case, out, as_json)
+
+
+@bench.command("scaling")
+def bench_scaling(
+    pattern: Annotated[str | None, typer.Option(help="This one instead of five kinds.")] = None,
+    length: Annotated[int, typer.Option(help="The longest.")] = 8192,
+    points: Annotated[int, typer.Option(help="So many lengths, each twice the one before.")] = 4,
+    heads: Heads = 2,
+    dim: Dim = 64,
+    dtype: Dtype = "float32",
+    backward: Backward = False,
+    memory: Memory = True,
+    device: Device = "cpu",
+    rounds: Rounds = 3,
+    out: Folder = None,
+    as_json: AsJson = False,
+) -> list[str]:
+    """Exponents of growth of time and memory with the length, for full, global, local and sparse patterns."""
+    from clearhead.bench import Case, bench_scaling
+
+    case = Case(length, heads, dim, dtype, device, backward=backward)
+    found = bench_scaling(case, pattern, points, rounds, memory, _progress())
+    return _found(found, "scaling", case, out, as_json)
+
+
 @bench.command("watch")
 def bench_watch(
     length: Annotated[int, typer.Option(min=2, help="Tokens.")] = 2048,
@@ -203,11 +325,40 @@ def _compared(found: list[Any], as_json: bool) -> list[str]:
     return [line for one in found for line in one.lines()]
 
 
+def _found(found: list[Any], name: str, case: Any, out: Path | None, as_json: bool) -> list[str]:
+    from clearhead.bench import machine
+    from clearhead.bench.plots import save
+
+    written = [] if out is None else save(found, out, name, case.device)
+    if as_json:
+        return [json.dumps({"machine": machine(case.device), "comparisons": [one.record() for one in found]})]
+    return [line for one in found for line in one.lines()] + written
+
+
 def _progress() -> Any:
     """Says what is being measured, on a line that is written over, where there is a terminal."""
     if not sys.stderr.isatty():
         return None
     return lambda words: print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
+
+
+@app.command()
+def advise(
+    length: Annotated[int, typer.Option(help="Tokens.")],
+    embed_dim: Annotated[int, typer.Option(help="Width of the model.")],
+    heads: Heads,
+    causal: Annotated[bool, typer.Option("--causal", help="No token sees the future.")] = False,
+    memory: Annotated[str | None, typer.Option(help="That a layer's attention may hold, such as 2GB.")] = None,
+    layers: Annotated[int, typer.Option(help="Through which information travels.")] = 12,
+    seconds: Annotated[float, typer.Option(help="About so long are candidates run.")] = 60.0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> list[str]:
+    """Recommend pattern, kernel and precision for a shape, from what candidates take on this machine."""
+    from clearhead.bench import advise
+
+    found = advise(length, embed_dim, heads, causal, memory, device, layers, seconds, _progress())
+    return [json.dumps(found.record())] if as_json else found.lines()
 
 
 @app.command()
