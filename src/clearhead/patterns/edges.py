@@ -70,10 +70,15 @@ def _packed(pairs: Tensor, graphs: int, nodes: int) -> Pattern:
     bits.index_put_((number + 1, q % _SIDE), torch.ones_like(k) << k % _SIDE, accumulate=True)
     cells = torch.zeros(graphs * blocks * blocks, dtype=torch.int64, device=pairs.device)
     counts = cells.index_add(0, cell, torch.ones_like(cell)).view(graphs, blocks, blocks)
-    cells[held] = torch.arange(1, len(held) + 1, device=pairs.device)
+    cells[held] = torch.arange(1, len(held) + 1, device=pairs.device) * _SIDE
+    cells = torch.nn.functional.pad(cells.view(graphs, blocks, blocks), (0, 1, 0, 1))
     before = torch.nn.functional.pad(counts.cumsum(1).cumsum(2), (1, 0, 1, 0))
-    seen = cells.new_zeros(graphs * nodes).index_add(0, s * nodes + q, torch.ones_like(q)).view(graphs, nodes)
-    tensors = (cells.view(graphs, blocks, blocks), bits[None], before, seen)
+    seen = (
+        torch.zeros(graphs * nodes, dtype=torch.int64, device=pairs.device)
+        .index_add(0, s * nodes + q, torch.ones_like(q))
+        .view(graphs, nodes)
+    )
+    tensors = (cells, bits[None], before, seen)
     return _Graph(*(x.to(torch.int32) for x in tensors))
 
 
@@ -81,9 +86,9 @@ def _packed(pairs: Tensor, graphs: int, nodes: int) -> Pattern:
 class _Graph(Pattern):
     """The edges of S graphs, (S or 1, …) int32.
 
-    `cells` (S, n, n): the number of each block that holds edges, 0 for the others. `words` (1, blocks + 1, 32): its
-    rows, a bit for each key. `before` (S, n + 1, n + 1): the edges above and to the left of each corner. `seen` (S, N):
-    how many keys each node sees.
+    `cells` (S, n + 1, n + 1): where the words of each block that holds edges begin, 0 for the others and for the last
+    ones, where no nodes are. `words` (1, blocks + 1, 32): a block's rows, a bit for each key. `before`
+    (S, n + 1, n + 1): the edges above and to the left of each corner. `seen` (S, N): how many keys each node sees.
     """
 
     cells: Tensor
@@ -116,14 +121,16 @@ class _Graph(Pattern):
         return b if self.cells.shape[0] > 1 else torch.zeros_like(b)
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        n = self.seen.shape[-1]
-        inside = (q >= 0) & (q < n) & (k >= 0) & (k < n)
-        if n == 0:
-            return inside & (b < 0)
-        q, k = q.clamp(0, n - 1), k.clamp(0, n - 1)
-        block = self.cells[self._graph(b), q // _SIDE, k // _SIDE]
-        word = self.words[0][block, q % _SIDE]
-        return inside & ((word >> (k % _SIDE)) & 1).bool()
+        # flat, and 32 bits wide: these are the only lookups made for every pair
+        row = (self._graph(b) * self.cells.shape[1] + self._block(q)) * self.cells.shape[2]
+        begin = self.cells.flatten()[row + self._block(k)]
+        word = self.words.flatten()[begin + (q % _SIDE).int()]
+        return (word & (torch.ones_like(k) << k % _SIDE).int()) != 0
+
+    def _block(self, node: Tensor) -> Tensor:
+        """The block that each node lies in; the last one, which is empty, for positions that are no nodes."""
+        inside = (node >= 0) & (node < self.seen.shape[-1])
+        return torch.where(inside, node // _SIDE, self.cells.shape[1] - 1)
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         """Exact for rectangles that begin and end at multiples of 32, or behind the last node."""

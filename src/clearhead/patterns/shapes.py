@@ -59,8 +59,7 @@ class window(Pattern):
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         least, most = self._reach()
-        back = q - k
-        return (back >= least) & (back <= most)
+        return (k >= q - most) & (k <= q - least)  # not by q - k, which would be n² whole numbers
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         least, most = self._reach()
@@ -90,8 +89,10 @@ class chunks(Pattern):
         return torch.div(position, self.size, rounding_mode="floor")
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        q_chunk, k_chunk = self._chunk(q), self._chunk(k)
-        return (q_chunk - k_chunk).abs() <= self.neighbours if self.neighbours else q_chunk == k_chunk
+        own, other = self._chunk(q), self._chunk(k)
+        if not self.neighbours:
+            return own == other
+        return (other >= own - self.neighbours) & (other <= own + self.neighbours)
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         nearest = self._chunk(q_lo) - self._chunk(k_hi - 1)  # the range of distances in chunks, all of which occur

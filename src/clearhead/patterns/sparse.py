@@ -31,7 +31,7 @@ class stride(Pattern):
         return 3 * self.step
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return torch.remainder(q - k, self.step) == 0
+        return torch.remainder(q, self.step) == torch.remainder(k, self.step)
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         nearest, farthest = q_lo - (k_hi - 1), q_hi - 1 - k_lo  # the range of q - k, all of whose values occur
@@ -170,20 +170,20 @@ class scattered(Pattern):
         """From how many blocks of keys the queries of block `row` draw."""
         return (row + 1).clamp(min=0) if self.length is None else torch.full_like(row, -(-self.length // self.block))
 
-    def _draw(self, row: Tensor, i: Tensor | int, among: Tensor) -> Tensor:
+    def _draw(self, row: Tensor, i: int, among: Tensor) -> Tensor:
         """The block of keys that the queries of block `row` see in the i-th of equal parts, or -1 if that is empty."""
-        lo = _floor(i * among, self.per_row)
-        size = _floor((i + 1) * among, self.per_row) - lo
+        lo = _floor(among * i, self.per_row)
+        size = _floor(among * (i + 1), self.per_row) - lo
         drawn = lo + torch.remainder(_hash(_hash(row + (self.seed * 0x1F123BB5 & _BITS)) + i), size.clamp(min=1))
         return torch.where(size > 0, drawn, -1)
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         row, column = _floor(q, self.block), _floor(k, self.block)
         among = self._among(row)
-        inside = (column >= 0) & (column < among)
-        # the last part that begins at or before the column; the only one that can have drawn it
-        part = torch.div((column + 1) * self.per_row - 1, among.clamp(min=1), rounding_mode="floor")
-        return inside & (self._draw(row, part, among) == column)
+        seen = self._draw(row, 0, among) == column
+        for i in range(1, self.per_row):
+            seen = seen | (self._draw(row, i, among) == column)
+        return seen & (column >= 0)
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         row, last_row = _floor(q_lo, self.block), _floor(q_hi - 1, self.block)
@@ -192,13 +192,13 @@ class scattered(Pattern):
         if rows * self.per_row > _DRAWS:  # too many to look at each; where there is nothing to draw is known even so
             met = (last_column >= 0) & (column < self._among(last_row))
             return torch.where(met, SOME, 0).to(torch.int8)
-        found = torch.zeros_like(q_lo - k_lo)
+        found = torch.zeros((), dtype=torch.int8, device=q_lo.device)
         for step in range(rows):
             at = row + step
             among = torch.where(at <= last_row, self._among(at), 0)
             for i in range(self.per_row):
                 drawn = self._draw(at, i, among)
-                found = found + ((drawn >= column) & (drawn <= last_column) & (drawn >= 0))
+                found = found + ((drawn >= column.clamp(min=0)) & (drawn <= last_column))
         return verdict(found > 0, found == (last_row - row + 1) * (last_column - column + 1))
 
 
