@@ -18,7 +18,7 @@ from clearhead.bench.case import Case, Shape, shape_of
 from clearhead.errors import ClearheadError
 from clearhead.maps import attend
 
-OURS = "clearhead"
+OURS = "Clearhead"
 SDPA, FULL, EAGER, FLEX = "SDPA", "SDPA, every pair", "eager", "FlexAttention"
 LOCAL, XT = "local-attention", "x-transformers"
 LONGFORMER, BIGBIRD = "transformers' Longformer", "transformers' BigBird"

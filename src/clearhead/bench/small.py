@@ -12,7 +12,7 @@ from clearhead.bench.compare import Comparison, Say, compare, quantile
 from clearhead.maps import attend
 from clearhead.patterns import causal, window
 
-OURS, PEER = "clearhead", "SDPA"
+OURS, PEER = "Clearhead", "SDPA"
 LENGTHS = (8, 64)
 
 
