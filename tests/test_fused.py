@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from clearhead.kernels import Score, Statistics, Task, Visible, compiler, fused
 from clearhead.kernels.rows import RAW
-from clearhead.kernels.stream import backward, forward, misfit
+from clearhead.kernels.stream import backward, forward, how, misfit
 from clearhead.patterns import Pattern, causal, everything, window
 
 EMPTY = {"softcap": None, "bias": None, "pattern": everything(), "lengths": None, "mask": None}
@@ -299,6 +300,79 @@ def test_rows_that_are_not_side_by_side():
         torch.testing.assert_close(got, expected, equal_nan=True)
     one = forward(q[:, :, :1].expand(-1, -1, 90, -1), k, v, task)[0]
     torch.testing.assert_close(one[:, :, 5], one[:, :, 80])
+
+
+# bfloat16
+
+units = pytest.mark.skipif(not fused._units(), reason="no matrix units on this machine")
+
+
+@units
+@pytest.mark.parametrize("name", CALLS)
+def test_in_bfloat16_only_weights_and_outputs_are_rounded(name):
+    """What is told of rows is told of logits that nobody rounded."""
+    given = problem(name, torch.bfloat16)
+    assert fused.halves(*given[:3]) is None
+    out, raw, received = forward(*given)
+    exact = [x.double() for x in given[:3]]
+    task = given[3]
+    if (bias := task.score.bias) is not None:
+        task = replace(task, score=replace(task.score, bias=bias.double()))
+    want, want_raw, want_received = as_the_equations(*exact, task)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), want, rtol=1e-2, atol=5e-3)
+    seen = want_raw.isfinite()
+    assert torch.equal(raw.isfinite(), seen)
+    torch.testing.assert_close(raw[seen].double(), want_raw[seen], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(received.double(), want_received, rtol=1e-5, atol=2e-5)
+
+
+@units
+@pytest.mark.parametrize("deviation", [1, 4])
+def test_in_bfloat16_it_errs_no_more_than_fused_attention(deviation):
+    draw = torch.Generator().manual_seed(deviation)
+    q, k, v = (torch.randn(1, 2, 700, 64, generator=draw).bfloat16() for _ in range(3))
+    q = q * deviation
+    want = scaled_dot_product_attention(q.double(), k.double(), v.double())
+    see = Visible(everything(), 700, 700, q.device)
+    out, *_ = forward(q, k, v, Task(see, Score(1 / 8)))
+    error, theirs = ((x.double() - want).square().mean().sqrt() for x in (out, scaled_dot_product_attention(q, k, v)))
+    assert error <= 1.1 * theirs
+
+
+@units
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_in_bfloat16_what_is_not_finite_stays_where_it_was_brought(value):
+    q, k, v, task = problem("a chunk and a bit", torch.bfloat16)
+    q[0, 1, 2, 3] = value
+    v[1, 0, 529, 6] = value
+    out, raw, _ = forward(q, k, v, task)
+    wide, wide_raw, _ = forward(q.float(), k.float(), v.float(), task)
+    assert torch.equal(out.isfinite(), wide.isfinite())
+    assert torch.equal(raw.isfinite(), wide_raw.isfinite())
+    assert not out[0, 0].isnan().any()
+
+
+@units
+def test_what_matrix_units_do_not_take_is_computed_in_float32():
+    q, k, v, task = problem("plain", torch.bfloat16)
+    assert "odd" in str(fused.halves(q[..., 1:], k[..., 1:], v))
+    assert "not bfloat16" in str(fused.halves(q, k.float(), v))
+    got = forward(q[..., 1:], k[..., 1:], v, task)
+    want = forward(q[..., 1:].float(), k[..., 1:].float(), v.float(), task)
+    assert torch.equal(got[0], want[0].bfloat16())
+    assert torch.equal(got[1][0], want[1][0])
+
+
+@units
+def test_how_a_call_is_computed_is_said_in_words(monkeypatch):
+    q, k, v, task = problem("plain", torch.bfloat16)
+    assert "bfloat16" in how(q, k, v, task)
+    assert "odd" in how(q[..., 1:], k[..., 1:], v, task)
+    assert how(q.float(), k.float(), v.float(), task) == "compiled"
+    assert "random" in how(q, k, v, replace(task, dropout=0.1))
+    twin(monkeypatch)
+    assert "not compiled" in how(q, k, v, task)
 
 
 def test_doubles_and_dropout_are_its_twins():

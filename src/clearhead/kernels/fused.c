@@ -11,12 +11,18 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define CHUNK 512
 #define ROWS 256
 #define NEAR (1 << 19) /* weights that are held on the way back */
 #define WIDE 16
-#define UP(n) (((n) + WIDE - 1) / WIDE * WIDE)
+#define LOG_2 0.693147181f
+#define P_STEP (CHUNK + PAD) /* of weights in bfloat16, from one row to the next */
+#define PAD 32 /* vectors are half as wide; matrix units take so many rows, columns and products at a time */
+#define UP(n) (((n) + PAD - 1) / PAD * PAD)
 
 typedef float floats __attribute__((vector_size(4 * WIDE)));
 typedef int32_t ints __attribute__((vector_size(4 * WIDE)));
@@ -33,7 +39,7 @@ typedef struct {
 } Tensor;
 
 typedef struct {
-    Gemm *gemm;
+    Gemm *gemm;                 /* null: q, k and v are bfloat16, for matrix units */
     int32_t samples, heads, group, rows, keys, width, value_width, first_key;
     float scale, softcap;       /* softcap 0: none */
     Tensor q, k, v, out;        /* v and out only where value_width > 0 */
@@ -69,88 +75,207 @@ static inline floats load(const float *x) {
 
 static inline void store(float *x, floats v) { memcpy(x, &v, sizeof v); }
 
+typedef uint16_t half; /* the upper half of a float */
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Has this process matrix units? The kernel lends them to those who ask. */
+int matrix_units(void) { return !syscall(SYS_arch_prctl, 0x1023, 18); }
+
+/* Tiles of 16 rows of 64 bytes, until they are given back. */
+static void take_units(void) {
+    struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    _tile_loadconfig(&shape);
+}
+
+static void give_units(void) { _tile_release(); }
+
+static inline void store_half(half *x, floats v) { _mm256_storeu_si256((void *)x, (__m256i)_mm512_cvtneps_pbh((__m512)v)); }
+
+/* Packed: pairs of what is multiplied and added lie side by side, 16 pairs of 16 columns in a tile, and tiles one behind
+   the other down the products. Here those of x transposed, x (n, width): width is even. */
+static void pack_transposed(half *to, const half *x, int64_t step, int n, int width) {
+    __m512i rows = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(step));
+    for (int i = 0; i < UP(n); i += 16)
+        for (int j = 0; j < UP(width); j += 2, to += 32) {
+            int some = n - i > 16 ? 16 : n - i > 0 ? n - i : 0;
+            __mmask16 there = j < width ? (1u << some) - 1 : 0;
+            _mm512_storeu_si512(to, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), there, rows, x + i * step + j, 2));
+        }
+}
+
+/* Packed: x (n, width). */
+static void pack(half *to, const half *x, int64_t step, int n, int width) {
+    for (int j = 0; j < UP(width); j += 16)
+        for (int i = 0; i < UP(n); i += 2, to += 32) {
+            int some = width - j > 16 ? 16 : width - j > 0 ? width - j : 0;
+            __mmask16 even = i < n ? (1u << some) - 1 : 0, odd = i + 1 < n ? even : 0;
+            __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(even, x + i * step + j));
+            __m512i second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd, x + (i + 1) * step + j));
+            _mm512_storeu_si512(to, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+        }
+}
+
+/* c (m, n) = a (m, k) b, or that added to it; b is packed, sizes are padded. */
+static void multiply(int m, int n, int k, const half *a, int64_t a_step, const half *b, float *c, int64_t c_step, int more) {
+    for (int j = 0; j < n; j += 32)
+        for (int i = 0; i < m; i += 32) {
+            float *to = c + i * c_step + j, *below = to + 16 * c_step;
+            if (more) {
+                _tile_loadd(0, to, c_step * 4); _tile_loadd(1, to + 16, c_step * 4);
+                _tile_loadd(2, below, c_step * 4); _tile_loadd(3, below + 16, c_step * 4);
+            } else {
+                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+            }
+            for (int l = 0; l < k; l += 32) {
+                const half *left = a + i * a_step + l, *right = b + (int64_t)j * k + l * 16;
+                _tile_loadd(4, left, a_step * 2); _tile_loadd(5, left + 16 * a_step, a_step * 2);
+                _tile_loadd(6, right, 64); _tile_loadd(7, right + 16 * k, 64);
+                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, to, c_step * 4); _tile_stored(1, to + 16, c_step * 4);
+            _tile_stored(2, below, c_step * 4); _tile_stored(3, below + 16, c_step * 4);
+        }
+}
+#else
+int matrix_units(void) { return 0; }
+static void take_units(void) {}
+static void give_units(void) {}
+static inline void store_half(half *x, floats v) {}
+static void pack_transposed(half *to, const half *x, int64_t step, int n, int width) {}
+static void pack(half *to, const half *x, int64_t step, int n, int width) {}
+static void multiply(int m, int n, int k, const half *a, int64_t a_step, const half *b, float *c, int64_t c_step, int more) {}
+#endif
+
 static inline floats all(float x) { return (floats){0} + x; }
 
 static inline floats where(ints condition, floats yes, floats no) {
     return (floats)((condition & (ints)yes) | (~condition & (ints)no));
 }
 
-static inline float sum(floats v) {
-    for (int half = WIDE / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) v[i] += v[i + half];
-    return v[0];
+/* a where it is larger, else b: what is not a number stays one where it is b */
+static inline floats larger(floats a, floats b) {
+#ifdef __AVX512F__
+    return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return where(a > b, a, b);
+#endif
 }
 
-/* exp(x) for x ≤ 0, within 2e-7 of itself; 0 below -87, where floats thin out. NaN stays NaN. */
-static inline floats exponential(floats x) {
+static inline floats size(floats x) { return (floats)((ints)x & 0x7fffffff); }
+
+typedef float eight __attribute__((vector_size(32)));
+typedef float four __attribute__((vector_size(16)));
+
+static inline float sum(floats v) {
+    eight a[2];
+    four b[2];
+    memcpy(a, &v, sizeof a);
+    a[0] += a[1];
+    memcpy(b, a, sizeof b);
+    b[0] += b[1];
+    return (b[0][0] + b[0][1]) + (b[0][2] + b[0][3]);
+}
+
+/* 2^x for x ≤ 0, within 2e-7 of itself; 0 where floats end. NaN stays NaN. */
+static inline floats power_of_two(floats x) {
+#ifdef __AVX512DQ__
+    floats r = (floats)_mm512_reduce_ps((__m512)x, 9); /* x - floor(x), 0 of -inf */
+    floats p = r * 1.86713e-3f + 9.01703e-3f;
+    p = p * r + 5.57999134e-2f;
+    p = p * r + 0.24016445f;
+    p = p * r + 0.693151312f;
+    p = p * r + 1;
+    return (floats)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
     const float shifter = 12582912.0f; /* 1.5 · 2^23: what is added to it is rounded to a whole number */
-    floats shifted = x * 1.44269504f + shifter, n = shifted - shifter;
-    floats r = x - n * 0.693145752f - n * 1.42860677e-6f; /* x = n log 2 + r */
+    floats shifted = x + shifter, r = (x - (shifted - shifter)) * LOG_2;
     floats p = r * 1.39337e-3f + 8.36318e-3f;
     p = p * r + 4.166646e-2f;
     p = p * r + 1.6666577e-1f;
     p = p * r + 5.0e-1f;
     p = p * r * r + r + 1.0f;
     floats power = (floats)(((ints)shifted << 23) + 0x3f800000);
-    return where(x < -87.0f, all(0), p * power);
+    return where(x < -126.0f, all(0), p * power);
+#endif
 }
+
+static inline floats exponential(floats x) { return power_of_two(x * (1 / LOG_2)); }
 
 static inline float exponential_of(float x) { return exponential(all(x))[0]; }
 
 /* cap · tanh(x / cap) */
 static void soften(float *x, int n, float cap) {
     for (int j = 0; j < n; j += WIDE) {
-        floats z = load(x + j) / cap, size = where(z < 0, -z, z), square = z * z;
-        floats e = exponential(-2 * size), far = (1 - e) / (1 + e);
+        floats z = load(x + j) / cap, big = size(z), square = z * z;
+        floats e = exponential(-2 * big), far = (1 - e) / (1 + e);
         floats near = square * -8.8632355e-3f + 2.1869488e-2f; /* the series, where 1 - e would lose digits */
         near = near * square - 5.3968254e-2f;
         near = near * square + 1.3333333e-1f;
         near = near * square - 3.3333333e-1f;
-        near = near * square * size + size;
-        floats t = where(size < 0.4f, near, far);
+        near = near * square * big + big;
+        floats t = where(big < 0.4f, near, far);
         store(x + j, cap * where(z < 0, -t, t));
     }
 }
 
+/* `n` is padded. */
 static float greatest(const float *x, int n) {
-    floats top = all(-INFINITY);
-    for (int j = 0; j < n; j += WIDE) {
-        floats v = load(x + j);
-        top = where(v > top, v, top);
+    floats top = all(-INFINITY), other = top;
+    for (int j = 0; j < n; j += 2 * WIDE) {
+        top = larger(load(x + j), top);
+        other = larger(load(x + j + WIDE), other);
     }
-    for (int half = WIDE / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) top[i] = top[i + half] > top[i] ? top[i + half] : top[i];
-    return top[0];
+    top = larger(top, other);
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)top);
+#else
+    float found = top[0];
+    for (int i = 1; i < WIDE; i++) found = top[i] > found ? top[i] : found;
+    return found;
+#endif
 }
 
-/* Adds a chunk of `n` logits to the sums of its row; where `keep`, each becomes exp(logit - top). */
-static inline __attribute__((always_inline)) void add(Row *row, float *x, int n, const float *k_at, float q_at,
-                                                      int measure, int far, int keep) {
+/* Adds a chunk of `n` logits x · scale to the sums of its row; where `keep`, each becomes exp(logit - top), as does
+   `p`. */
+static inline __attribute__((always_inline)) void add(Row *row, float *x, float scale, half *p, int n, const float *k_at,
+                                                      float q_at, int measure, int far, int keep) {
     floats total = all(0), dot = all(0), way = all(0);
-    float base = row->top == -INFINITY ? 0 : row->top;
+    float base = (row->top == -INFINITY ? 0 : row->top) / LOG_2, step = scale / LOG_2;
     for (int j = 0; j < n; j += WIDE) {
-        floats shifted = load(x + j) - base;
-        shifted = where(shifted < -104.0f, all(-104.0f), shifted); /* e is 0 there, and 0 · -inf would be NaN */
-        floats e = exponential(shifted);
+        floats shifted = load(x + j) * step - base, e = power_of_two(shifted);
         total += e;
-        if (measure) dot += e * shifted;
-        if (far) {
-            floats d = load(k_at + j) - q_at;
-            way += e * where(d < 0, -d, d);
-        }
+        if (measure) dot += e * larger(all(-150), shifted); /* e is 0 there, and 0 · -inf would be NaN */
+        if (far) way += e * size(load(k_at + j) - q_at);
         if (keep) store(x + j, e);
+        if (p) store_half(p + j, e);
     }
     row->total += sum(total);
-    if (measure) row->dot += sum(dot);
+    if (measure) row->dot += sum(dot) * LOG_2;
     if (far) row->far += sum(way);
 }
 
-static void add_chunk(Row *row, float *x, int n, const float *k_at, float q_at, int measure, int keep) {
-    if (k_at && keep) add(row, x, n, k_at, q_at, 1, 1, 1);
-    else if (k_at) add(row, x, n, k_at, q_at, 1, 1, 0);
-    else if (measure && keep) add(row, x, n, k_at, q_at, 1, 0, 1);
-    else if (measure) add(row, x, n, k_at, q_at, 1, 0, 0);
-    else add(row, x, n, k_at, q_at, 0, 0, keep);
+static void add_chunk(Row *row, float *x, float scale, half *p, int n, const float *k_at, float q_at, int measure,
+                      int keep) {
+    if (k_at && p && !keep) add(row, x, scale, p, n, k_at, q_at, 1, 1, 0);
+    else if (k_at) add(row, x, scale, p, n, k_at, q_at, 1, 1, keep);
+    else if (measure) add(row, x, scale, p, n, k_at, q_at, 1, 0, keep);
+    else if (p && !keep) add(row, x, scale, p, n, k_at, q_at, 0, 0, 0);
+    else add(row, x, scale, p, n, k_at, q_at, 0, 0, keep);
+}
+
+/* Numbers too small for a float's full digits become 0 (or what was so before): arithmetic is 100 times slower on them. */
+static unsigned flush(int tiny, unsigned before) {
+#ifdef __SSE__
+    unsigned now = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(tiny ? now | 0x8040 : before);
+    return now;
+#else
+    return 0;
+#endif
 }
 
 static inline void *at(const Tensor *t, int b, int h, int64_t row, size_t size) {
@@ -193,57 +318,121 @@ static void lift(Row *row, float top, float *out, int width) {
 
 static int chunks_of(const Call *c) { return (c->keys + CHUNK - 1) / CHUNK; }
 
-/* From one row of logits to the next: all of a row's weights are kept for `received`, else those of a chunk. */
-static int32_t step_of(const Call *c) { return c->received.at ? UP(c->keys) : CHUNK; }
+/* Where things lie while rows are taken. */
+typedef struct {
+    int32_t step, out_step;     /* from one row to the next; x may hold whole rows, else a chunk of them */
+    float *x, *out, *tops, *sinks; /* logits, then weights; outputs; tops (rows, chunks) when each chunk was added */
+    half *q, *k, *v, *p;        /* what matrix units take: queries, packed keys and values of a chunk, and its weights */
+} Room;
 
-/* Rows `first` to `first + n` of one head. `x` (n, step) holds logits, `out` (n, value_width), tops (n, chunks). */
-static void head(const Call *c, int b, int h, int first, int n, Row *rows, float *x, int32_t step, float *out,
-                 float *tops, float *sinks) {
-    const float zero = 0, one = 1;
-    int kv = h / c->group, whole = c->received.at != NULL, keep = whole || c->value_width > 0, chunk = 0;
-    int chunks = chunks_of(c);
+/* Rows whose logits are taken at once: few for matrix units, which lose nothing by it, so that they stay near. */
+static int some_of(const Call *c, int n) { return c->gemm ? n : lesser(n, PAD); }
+
+/* Shares out the room for `n` rows; returns its size. */
+static int64_t share(const Call *c, int n, Room *room) {
+    int halves = c->gemm == NULL, whole = c->received.at != NULL, some = UP(some_of(c, n));
+    room->step = whole ? UP(c->keys) : CHUNK;
+    if (halves) room->step += WIDE; /* or rows would lie a power of two apart, and share few lines of the cache */
+    room->out_step = halves ? UP(c->value_width) : c->value_width;
+    room->x = c->room;
+    room->out = room->x + (int64_t)(whole ? UP(n) : some) * room->step;
+    room->q = (half *)(room->out + (int64_t)UP(n) * room->out_step);
+    room->p = room->q + halves * UP(n) * UP(c->width);
+    room->k = room->p + halves * some * P_STEP;
+    room->v = room->k + halves * CHUNK * UP(c->width);
+    room->tops = (float *)(room->v + halves * CHUNK * UP(c->value_width));
+    room->sinks = room->tops + (int64_t)n * chunks_of(c);
+    return room->sinks + (int64_t)n * c->n_sinks - room->x + PAD;
+}
+
+/* Packs keys and values of a chunk. */
+static void pack_chunk(const Call *c, const Room *room, int b, int kv, int start, int m) {
+    pack_transposed(room->k, at(&c->k, b, kv, start, 2), greater(c->k.row, c->width), m, c->width);
+    if (c->value_width) pack(room->v, at(&c->v, b, kv, start, 2), greater(c->v.row, c->value_width), m, c->value_width);
+}
+
+/* The products of rows `r` to `r + n` with `m` keys from `start`; by matrix units they are not scaled yet. */
+static void products(const Call *c, const Room *room, int b, int h, int r, int32_t first, int32_t n, int start,
+                     int32_t m, float *to) {
+    const float zero = 0;
     int32_t q_step = greater(c->q.row, c->width), k_step = greater(c->k.row, c->width);
+    if (c->gemm)
+        c->gemm("T", "N", &m, &n, &c->width, &c->scale, at(&c->k, b, h / c->group, start, 4), &k_step,
+                at(&c->q, b, h, first + r, 4), &q_step, &zero, to, &room->step);
+    else
+        multiply(UP(n), UP(m), UP(c->width), room->q + r * UP(c->width), UP(c->width), room->k, to, room->step, 0);
+}
+
+/* Adds to the outputs of rows `r` to `r + n` what `m` keys from `start` give. */
+static void outputs(const Call *c, const Room *room, int b, int h, int r, int32_t n, int start, int32_t m,
+                    const float *weights) {
+    const float zero = 0, one = 1;
     int32_t v_step = greater(c->v.row, c->value_width);
+    float *out = room->out + (int64_t)r * room->out_step;
+    if (c->gemm)
+        c->gemm("N", "N", &c->value_width, &n, &m, &one, at(&c->v, b, h / c->group, start, 4), &v_step, weights,
+                &room->step, start ? &one : &zero, out, &room->out_step);
+    else
+        multiply(UP(n), UP(c->value_width), UP(m), room->p, P_STEP, room->v, out, room->out_step, start > 0);
+}
+
+/* Rows `first` to `first + n` of one head. */
+static void head(const Call *c, const Room *room, int b, int h, int first, int n, Row *rows) {
+    int whole = c->received.at != NULL, halves = !c->gemm, keep = whole || (c->value_width > 0 && !halves), chunk = 0;
+    int some = some_of(c, n), late = halves && c->softcap <= 0 && !c->bias.at && c->scale > 0;
     const int64_t *sink = c->sinks ? c->sinks + b * c->sinks_sample : NULL;
+    const float scale = late ? c->scale : 1; /* of what is told of logits below */
     float k_at[CHUNK] = {0};
-    for (int r = 0; r < n; r++) rows[r] = (Row){.top = -INFINITY};
-    for (int i = 0; i < n * c->n_sinks; i++) sinks[i] = -INFINITY;
+    for (int r = 0; r < n; r++) {
+        rows[r] = (Row){.top = -INFINITY};
+        half *q = room->q + (int64_t)r * UP(c->width);
+        if (halves) memcpy(memset(q, 0, UP(c->width) * 2), at(&c->q, b, h, first + r, 2), c->width * 2);
+    }
+    for (int i = 0; i < n * c->n_sinks; i++) room->sinks[i] = -INFINITY;
     for (int32_t start = 0, m; start < c->keys; start += m, chunk++) {
         m = lesser(CHUNK, c->keys - start);
-        float *here = x + (whole ? start : 0);
-        c->gemm("T", "N", &m, &n, &c->width, &c->scale, at(&c->k, b, kv, start, 4), &k_step,
-                at(&c->q, b, h, first, 4), &q_step, &zero, here, &step);
+        if (halves) pack_chunk(c, room, b, h / c->group, start, m);
         if (c->k_at.at) memcpy(k_at, (float *)at(&c->k_at, b, h, 0, 4) + start, m * 4);
-        for (int r = 0; r < n; r++) {
-            float *logits = here + (int64_t)r * step;
-            if (c->softcap > 0) soften(logits, m, c->softcap);
-            rows[r].count += prepare(c, b, h, first + r, start, logits, m);
-            for (int j = m; j < UP(m); j++) logits[j] = -INFINITY;
-            for (int i = 0; i < c->n_sinks; i++) {
-                int64_t j = sink[i] - c->first_key - start;
-                if (j >= 0 && j < m) sinks[r * c->n_sinks + i] = logits[j];
+        for (int from = 0; from < n; from += some) {
+            int these = lesser(some, n - from);
+            float *here = room->x + (whole ? start + (int64_t)from * room->step : 0);
+            products(c, room, b, h, from, first, these, start, m, here);
+            for (int i = 0; i < these; i++) {
+                int r = from + i;
+                float *logits = here + (int64_t)i * room->step;
+                if (halves && !late)
+                    for (int j = 0; j < m; j++) logits[j] *= c->scale;
+                if (c->softcap > 0) soften(logits, m, c->softcap);
+                rows[r].count += prepare(c, b, h, first + r, start, logits, m);
+                for (int j = m; j < UP(m); j++) logits[j] = -INFINITY;
+                for (int s = 0; s < c->n_sinks; s++) {
+                    int64_t j = sink[s] - c->first_key - start;
+                    if (j >= 0 && j < m) room->sinks[r * c->n_sinks + s] = logits[j] * scale;
+                }
+                lift(&rows[r], greatest(logits, UP(m)) * scale, room->out + (int64_t)r * room->out_step, c->value_width);
             }
-            lift(&rows[r], greatest(logits, m), out + (int64_t)r * c->value_width, c->value_width);
-            float q_at = c->q_at.at ? ((float *)at(&c->q_at, b, h, 0, 4))[first + r] : 0;
-            add_chunk(&rows[r], logits, m, c->k_at.at ? k_at : NULL, q_at, sink != NULL, keep);
-            if (whole) tops[r * chunks + chunk] = rows[r].top;
+            for (int i = 0; i < these; i++) { /* apart: here a row need not wait for the one before */
+                int r = from + i;
+                float *logits = here + (int64_t)i * room->step;
+                float q_at = c->q_at.at ? ((float *)at(&c->q_at, b, h, 0, 4))[first + r] : 0;
+                half *p = halves && c->value_width ? room->p + i * P_STEP : NULL;
+                add_chunk(&rows[r], logits, scale, p, UP(m), c->k_at.at ? k_at : NULL, q_at, sink != NULL, keep);
+                if (whole) room->tops[r * chunks_of(c) + chunk] = rows[r].top;
+            }
+            if (c->value_width) outputs(c, room, b, h, from, these, start, m, here);
         }
-        if (c->value_width)
-            c->gemm("N", "N", &c->value_width, &n, &m, &one, at(&c->v, b, kv, start, 4), &v_step, here, &step,
-                    start ? &one : &zero, out, &c->value_width);
     }
 }
 
 /* Writes what `head` found. */
-static void finish(const Call *c, int b, int h, int first, int n, Row *rows, float *x, int32_t step, const float *out,
-                   const float *tops, const float *sinks) {
+static void finish(const Call *c, const Room *room, int b, int h, int first, int n, const Row *rows) {
     int chunks = chunks_of(c);
     for (int r = 0; r < n; r++) {
         Row row = rows[r];
         int blank = row.top == -INFINITY && row.total == 0;
         float total = blank ? 1 : row.total, base = row.top == -INFINITY ? 0 : row.top, weight = 0, any = NAN;
         for (int i = 0; i < c->n_sinks; i++) {
-            float logit = sinks[r * c->n_sinks + i];
+            float logit = room->sinks[r * c->n_sinks + i];
             if (logit == -INFINITY) continue;
             weight += exponential_of(logit - base);
             any = weight;
@@ -256,12 +445,12 @@ static void finish(const Call *c, int b, int h, int first, int n, Row *rows, flo
         for (int i = 0; i < (c->sinks ? 6 : 1); i++)
             ((float *)at(&c->raw, b, h, first + r, 4))[i * c->raw_step] = found[i];
         float *to = at(&c->out, b, h, first + r, 4);
-        for (int j = 0; j < c->value_width; j++) to[j] = out[(int64_t)r * c->value_width + j] / total;
+        for (int j = 0; j < c->value_width; j++) to[j] = room->out[(int64_t)r * room->out_step + j] / total;
         if (!c->received.at) continue;
         float *received = at(&c->received, b, h, 0, 4);
         for (int i = 0; i < chunks; i++) {
-            const float *e = x + (int64_t)r * step + i * CHUNK;
-            float then = tops[r * chunks + i], share = then == -INFINITY ? 1 : exponential_of(then - base);
+            const float *e = room->x + (int64_t)r * room->step + i * CHUNK;
+            float then = room->tops[r * chunks + i], share = then == -INFINITY ? 1 : exponential_of(then - base);
             int m = lesser(CHUNK, c->keys - i * CHUNK);
             share /= total;
             for (int j = 0; j < m; j++) received[i * CHUNK + j] += e[j] * share;
@@ -276,22 +465,26 @@ static int block(const Call *c) {
 }
 
 int64_t room_for(const Call *c) {
-    return block(c) * ((int64_t)step_of(c) + c->value_width + chunks_of(c) + c->n_sinks) + WIDE;
+    Room room;
+    return share(c, block(c), &room);
 }
 
 void rows(const Call *c) {
     Row found[ROWS];
+    Room room;
     int n = block(c);
-    int32_t step = step_of(c);
-    float *x = c->room, *out = x + (int64_t)n * step, *tops = out + (int64_t)n * c->value_width;
-    float *sinks = tops + (int64_t)n * chunks_of(c);
+    share(c, n, &room);
+    unsigned before = flush(1, 0);
+    if (!c->gemm) take_units();
     for (int b = 0; b < c->samples; b++)
         for (int h = 0; h < c->heads; h++)
             for (int r = 0; r < c->rows; r += n) {
                 int some = lesser(n, c->rows - r);
-                head(c, b, h, r, some, found, x, step, out, tops, sinks);
-                finish(c, b, h, r, some, found, x, step, out, tops, sinks);
+                head(c, &room, b, h, r, some, found);
+                finish(c, &room, b, h, r, some, found);
             }
+    if (!c->gemm) give_units();
+    flush(0, before);
 }
 
 /* What is asked of a row on the way back. */
@@ -306,12 +499,11 @@ static inline __attribute__((always_inline)) void weigh(Asked *row, float *x, fl
     floats dot = all(0);
     for (int j = 0; j < n; j += WIDE) {
         floats shifted = load(x + j) - row->base, grad = load(g + j);
-        shifted = where(shifted < -104.0f, all(-104.0f), shifted);
+        shifted = larger(all(-104), shifted);
         floats e = exponential(shifted);
         if (measure) grad += load(received + j) - row->entropy * (shifted + 1);
         if (far) {
-            floats d = load(k_at + j) - q_at;
-            grad += row->far * where(d < 0, -d, d);
+            grad += row->far * size(load(k_at + j) - q_at);
         }
         dot += e * grad;
         store(x + j, e);
@@ -330,7 +522,7 @@ static void slope(const float *softened, float *to, int n, float cap) {
 
 /* Where a gradient comes to the greatest logit: which it is. */
 static void look(Asked *row, const float *x, int m, int start) {
-    float top = greatest(x, m);
+    float top = greatest(x, UP(m));
     if (!(top > row->best)) return;
     int j = 0;
     while (x[j] != top) j++;
@@ -431,11 +623,13 @@ int64_t room_for_back(const Call *c) { return (int64_t)block_back(c) * UP(c->key
 void rows_back(const Call *c, const Back *to) {
     int n = block_back(c);
     int64_t size = (int64_t)n * UP(c->keys);
+    unsigned before = flush(1, 0);
     for (int b = 0; b < c->samples; b++)
         for (int h = 0; h < c->heads; h++)
             for (int r = 0; r < c->rows; r += n)
                 head_back(c, to, b, h, r, lesser(n, c->rows - r), c->room, c->room + size, c->room + 2 * size,
                           UP(c->keys));
+    flush(0, before);
 }
 
 /* From what `rows` found, (6, n), what is told of rows: logsumexp, greatest logit, greatest weight, entropy, normalized

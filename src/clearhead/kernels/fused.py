@@ -67,6 +67,22 @@ def _gemm() -> int | None:
     return None
 
 
+@lru_cache
+def _units() -> bool:
+    """Are there matrix units, which multiply bfloat16 and add in float32?"""
+    library = _library()
+    return not isinstance(library, str) and bool(library.matrix_units())
+
+
+def halves(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why products of these are not taken by matrix units, in bfloat16 with float32 sums (None: they are)."""
+    if not q.dtype == k.dtype == v.dtype == torch.bfloat16:
+        return "q, k and v are not bfloat16"
+    if q.shape[-1] % 2:
+        return f"the width of queries and keys, {q.shape[-1]}, is odd"
+    return None if _units() else "this machine or its compiler has no matrix units (AMX)"
+
+
 def misfit(*tensors: Tensor | None) -> str | None:
     """Why `fused.c` cannot take these tensors (None: it can)."""
     given = [x for x in tensors if x is not None]
@@ -79,10 +95,12 @@ def misfit(*tensors: Tensor | None) -> str | None:
     return None if _gemm() else "PyTorch's BLAS hides its matrix products"
 
 
-def tile_size(visible: Visible) -> dict[str, int]:
+def tile_size(visible: Visible, samples: int, heads: int) -> dict[str, int]:
     """Options of `tiles`. Blocks of rows and keys are taken inside; a tile is what one call is worth making for."""
-    rows = 2 * ROWS if visible.full else ROWS  # under a pattern, more rows would see more keys that most do not
-    return {"most_rows": rows, "pairs": 4 * PAIRS}
+    if not (visible.full and visible.unpadded):  # more rows would see more keys that most do not
+        return {"most_rows": 2 * ROWS if visible.full else ROWS, "pairs": 4 * PAIRS}
+    share = samples * heads * visible.n_queries * visible.n_keys // (4 * torch.get_num_threads())
+    return {"most_rows": 8 * ROWS, "pairs": min(64 * PAIRS, max(4 * PAIRS, share))}
 
 
 def tells(raw: Tensor) -> bool:
@@ -104,7 +122,7 @@ def told(raw: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
 
 
 class Pass:
-    """A pass over tiles, float32, that writes what it finds.
+    """A pass over tiles that writes what it finds, float32; products of bfloat16 are as `halves` says.
 
     Args:
         q, k, v: (B, H, Nq, D), (B, Hkv, Nk, D), (B, Hkv, Nk, Dv).
@@ -138,7 +156,7 @@ class Pass:
             self._q_at = _Laid(visible.positions_of_queries()[:, :, None].float().contiguous())
             self._k_at = _Laid(visible.positions_of_keys()[:, :, None].float().contiguous())
         self._fixed = {
-            "gemm": _gemm(),
+            "gemm": _gemm() if halves(q, k, v) else None,
             "group": q.shape[1] // k.shape[1],
             "width": q.shape[3],
             "value_width": v.shape[3],
@@ -215,8 +233,8 @@ class Return(Pass):
     """
 
     def __init__(self, *call: Any, lse: Tensor, gradients: tuple[Tensor, ...]) -> None:
-        *first, out, raw, received = call
-        super().__init__(*first, out=_rows_apart(out), raw=raw, received=received.contiguous())
+        q, k, v, visible, score, sinks, distance, out, raw, received = call
+        super().__init__(q, k, v, visible, score, sinks, distance, _rows_apart(out), raw, received.contiguous())
         *inputs, self._to_bias = gradients
         self._lse = _Laid(lse)
         self._to_q, self._to_k, self._to_v = (_Laid(x) for x in inputs)

@@ -44,10 +44,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     """The output, the raw statistics, and what each key received, (B, H, Nk) or empty."""
     wide = working_dtype(q.dtype)
     task = replace(task, visible=task.visible.placed())
-    out_dtype, q, k, v = v.dtype, q.to(wide), k.to(wide), v.to(wide)
     out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
-    raw = _unseen(q, wide, task)
+    raw, out_dtype = _unseen(q, wide, task), v.dtype
     compiled = misfit(q, k, v, task) is None
+    if not compiled or fused.halves(q, k, v):
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
 
     def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
@@ -59,7 +60,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
             _eagerly(share, q, k, v, task, out, raw, received)
         return received
 
-    work_at_hand = list(_tiles(q, k, task, **(fused.tile_size(task.visible) if compiled else {})))
+    work_at_hand = list(_tiles(q, k, task, **(fused.tile_size(task.visible, *q.shape[:2]) if compiled else {})))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
 
@@ -71,6 +72,15 @@ def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task, *gradients: Tensor) -> s
     see = task.visible
     more = (task.score.bias, see.mask, see.q_positions, see.k_positions, task.sinks, *gradients)
     return fused.misfit(q, k, v, *more)
+
+
+def how(q: Tensor, k: Tensor, v: Tensor, task: Task) -> str:
+    """In words, how these are computed: for people."""
+    if (why := misfit(q, k, v, task)) is not None:
+        return f"tensor by tensor: {why}"
+    if (why := fused.halves(q, k, v)) is None:
+        return "compiled, bfloat16 products with float32 sums"
+    return "compiled" if q.dtype == torch.float32 else f"compiled, in float32: {why}"
 
 
 def _eagerly(
@@ -116,7 +126,7 @@ def backward(
     compiled = misfit(q, k, v, task, g_out, g_raw, g_received, lse) is None
     bias = q.new_zeros(0) if task.score.bias is None else task.score.bias.to(wide)
     g_q, *shared = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, bias))
-    shares = _by_keys(_tiles(q, k, task, **(fused.tile_size(task.visible) if compiled else {})))
+    shares = _by_keys(_tiles(q, k, task, **(fused.tile_size(task.visible, *q.shape[:2]) if compiled else {})))
     # no two shares have keys in common, and where they occupy all workers these add to the same gradients
     apart = not bias.numel() and (len(shares) >= 8 or len(shares) % torch.get_num_threads() == 0)
 
