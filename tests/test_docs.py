@@ -294,7 +294,7 @@ def test_the_design_lists_the_statistics_that_there_are():
 
 def test_the_design_lists_the_patterns_that_there_are():
     shapes = {name for name in ch.__all__ if ch._HOME.get(name) == "clearhead.patterns"} - {"Pattern"}
-    for page in ("docs/design.md", "docs/maps.md"):
+    for page in ("docs/design.md", "docs/patterns.md"):
         assert set(names([row[0] for row in rows(page, "pattern")])) == shapes
 
 
