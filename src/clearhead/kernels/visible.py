@@ -125,8 +125,8 @@ class Visible:
         if self.q_lengths is self.k_lengths:
             k_lengths = q_lengths
         mask, q_at, k_at = some(self.mask), some(self.q_positions), some(self.k_positions)
-        sides = {"q_lengths": q_lengths, "k_lengths": k_lengths, "q_positions": q_at, "k_positions": k_at}
-        return replace(self, pattern=self.pattern.of(samples), mask=mask, **sides)
+        some_see = replace(self, pattern=self.pattern.of(samples), mask=mask)
+        return replace(some_see, q_lengths=q_lengths, k_lengths=k_lengths, q_positions=q_at, k_positions=k_at)
 
     def clean(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """`x` (B, H, N, D) with zeros in its padding, where anything may stand, NaN included."""
