@@ -1,0 +1,88 @@
+"""Self-attention of every pattern, compiled without a graph break and exported, against itself in eager mode.
+
+Run by test_export.py as a program, with the names of checks; prints a word for each that was found equal.
+"""
+
+import sys
+
+import torch
+
+import clearhead as ch
+from clearhead import patterns
+
+WHOLE = {
+    "everything": ch.everything(),
+    "causal": ch.causal(),
+    "window": ch.window(3, 1),
+    "chunks": ch.chunks(4),
+    "first": ch.first(2),
+    "stride": patterns.stride(3),
+    "prefix": patterns.prefix(3) | ch.causal(),
+    "global_tokens": patterns.global_tokens((0, 4)) | ch.window(2),
+    "scattered": patterns.scattered(2, 0) | ch.window(1),
+    "not": ~ch.window(2),
+    "sliding": ch.causal() & ch.window(3),
+    "sinks": ch.causal() & (ch.first(2) | ch.window(3)),
+    "longformer": patterns.longformer(4),
+    "sparse_transformer": patterns.sparse_transformer(4),
+}
+
+
+def layer(pattern, softcap=None):
+    torch.manual_seed(0)
+    options = {"kv_heads": 1, "positions": ch.nn.Rotary(8), "qk_norm": True}
+    return ch.nn.SelfAttention(16, 2, ch.Softmax(pattern, softcap=softcap), **options)
+
+
+def compiled(names=("causal", "sinks")):
+    """Outputs and gradients with open sizes: padded, and with a mask; by a plain kernel, and by `stream`."""
+    for i, name in enumerate(names):
+        eager = layer(WHOLE[name], 5.0 if i % 2 else None)
+        torch._dynamo.reset()
+        traced = torch.compile(eager, fullgraph=True, backend="aot_eager", dynamic=True)
+        for b, n in ((2, 7), (3, 11)):
+            for given in ({"lengths": torch.randint(1, n + 1, (b,))}, {"mask": torch.rand(b, 1, n, n) < 0.8}):
+                x = torch.randn(b, n, 16)
+                want, got = eager(x, **given), traced(x, **given)
+                torch.testing.assert_close(got, want)
+                parameters = list(eager.parameters())
+                wanted, found = (torch.autograd.grad(y.square().sum(), parameters) for y in (want, got))
+                torch.testing.assert_close(found, wanted)
+
+
+def exported(shapes=((2, 5), (4, 40), (7, 2), (2, 120)), longest=256):
+    """With any batch and length, with padding and without, for shapes that the program never saw."""
+    batch, n = torch.export.Dim("batch", min=2, max=8), torch.export.Dim("n", min=2, max=longest)
+    for i, (name, pattern) in enumerate(WHOLE.items()):
+        for padded in (False, True):
+            eager = layer(pattern, 5.0 if (i + padded) % 2 else None).eval()
+            given = (torch.randn(3, 11, 16), *([torch.tensor([11, 4, 1])] if padded else []))
+            sizes = ({0: batch, 1: n}, *([{0: batch}] if padded else []))
+            program = torch.export.export(eager, given, dynamic_shapes=sizes).module()
+            for b, length in shapes:
+                x = torch.randn(b, length, 16)
+                more = [torch.randint(0, length + 1, (b,))] if padded else []
+                torch.testing.assert_close(program(x, *more), eager(x, *more), msg=lambda m, w=name: f"{w}: {m}")
+
+
+def long():
+    """A program that was traced at a length where a dense mask is the fast path, at one where it is not."""
+    exported(((2, 5), (2, 900)), longest=2048)
+
+
+def loaded():
+    """An exported program is written, read back and run."""
+    import io
+
+    eager, file = layer(WHOLE["sliding"], 5.0).eval(), io.BytesIO()
+    batch, n = torch.export.Dim("batch", min=2, max=8), torch.export.Dim("n", min=2, max=256)
+    program = torch.export.export(eager, (torch.randn(3, 11, 16),), dynamic_shapes=({0: batch, 1: n},))
+    torch.export.save(program, file)
+    file.seek(0)
+    x = torch.randn(5, 23, 16)
+    torch.testing.assert_close(torch.export.load(file).module()(x), eager(x))
+
+
+for name in sys.argv[1:]:
+    globals()[name]()
+    print(name)
