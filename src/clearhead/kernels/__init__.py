@@ -1,6 +1,7 @@
 """Kernels: how A v is computed. `stream` is the reference; every other one is an optimisation tested equal to it."""
 
-from clearhead.kernels.choose import SMALL, Call, Explanation, choose, describe, explain
+from clearhead.kernels.call import Call, describe
+from clearhead.kernels.choose import SMALL, Explanation, choose, explain, memory_budget
 from clearhead.kernels.operator import run
 from clearhead.kernels.rows import Rows, softmax_rows
 from clearhead.kernels.score import Score, as_given, working_dtype
@@ -24,6 +25,7 @@ __all__ = [
     "choose",
     "describe",
     "explain",
+    "memory_budget",
     "run",
     "sdpa",
     "softmax_rows",

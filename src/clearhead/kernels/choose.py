@@ -1,34 +1,25 @@
-"""Which kernel computes A v: an ordered list, read from the top; the first that fits runs."""
+"""Which kernel computes A v: an ordered list, read from the top, and what each is predicted to cost."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from clearhead.kernels.score import Score
-from clearhead.kernels.visible import Visible
+from clearhead.errors import InputError
+from clearhead.kernels.call import Call
+from clearhead.kernels.costs import Cost, as_bytes, how_streamed, in_bytes, measured, predicted
+from clearhead.kernels.runs import ROWS
 
 SMALL = 1 << 20
 """Query-key pairs that may be held at once: 4 MiB in float32. Below, a dense mask or n² weights are the fast path."""
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One application of attention, as far as the choice of a kernel depends on it. `shape` is (B, H, Nq, Nk)."""
-
-    shape: tuple[int, int, int, int]
-    widths: tuple[int, int]
-    device: torch.device
-    visible: Visible
-    score: Score
-    dropout: float = 0.0
-    statistics: bool = False
-
-    @property
-    def pairs(self) -> int:
-        b, h, n_queries, n_keys = self.shape
-        return b * h * n_queries * n_keys
+WORTH = 0.9
+"""The share of all pairs that may lie in blocks that are seen, for `blocks` to save work."""
+FASTER = 0.8
+"""A kernel is passed over for one further down that is predicted to take less than this part of its time."""
+LATER = "later"
+"""What is chosen where no tensor can be read, under the compiler and vmap: `blocks` or `stream`, when it runs."""
 
 
 def _sdpa(call: Call) -> str | None:
@@ -36,73 +27,147 @@ def _sdpa(call: Call) -> str | None:
         return "returns no statistics"
     if call.score.softcap is not None:
         return "has no soft cap"
-    if (cells := _mask_cells(call)) > SMALL:
+    if (cells := call.mask_cells) > SMALL:
         return f"would need a dense mask of {cells:,} pairs; at most {SMALL:,} are held"
-    return _unfused(call) if call.device.type == "cpu" and call.pairs > SMALL else None
+    if call.pairs > SMALL and (cause := call.unfused):
+        return f"is not fused on this device {cause}: it would hold {call.pairs:,} weights"
+    return None
 
 
-def _unfused(call: Call) -> str | None:
-    """Why scaled_dot_product_attention would leave its fused kernel on the CPU, and hold n² weights."""
+def _blocks(call: Call) -> str | None:
+    if reason := _beyond_blocks(call):
+        return reason
+    if min(call.shape[2:]) <= 2 * ROWS:
+        return f"has nothing to leave out of at most {2 * ROWS} queries or keys"
+    share = call.in_blocks() / max(1, call.pairs)
+    return f"leaves nothing out: {share:.0%} of all pairs lie in blocks that are seen" if share > WORTH else None
+
+
+def _beyond_blocks(call: Call) -> str | None:
+    """What `blocks` cannot do, whatever the layout."""
     bias, (width, value_width) = call.score.bias, call.widths
+    if call.device.type != "cpu":
+        return "is for CPUs"
+    if call.statistics:
+        return "returns no statistics"
     if call.dropout:
-        cause = "with dropout"
-    elif width != value_width:
-        cause = f"with values of width {value_width} and keys of {width}"
-    elif bias is not None and bias.requires_grad:
-        cause = "with a bias that needs a gradient"
-    else:
-        return None
-    return f"is not fused on this device {cause}: it would hold {call.pairs:,} weights"
+        return "drops no weights"
+    if call.score.softcap is not None:
+        return "has no soft cap"
+    if bias is not None and bias.requires_grad:
+        return "gives a bias no gradient"
+    if width != value_width or not width:
+        return f"needs values as wide as keys, not {value_width} and {width}"
+    return "has nothing to leave out" if call.visible.full else None
 
 
-def _mask_cells(call: Call) -> int:
-    """How many pairs the mask that `sdpa` builds would hold."""
-    see, (b, h, n_queries, n_keys) = call.visible, call.shape
-    if see.full or (see.plainly_causal and call.score.bias is None):
-        return 0
-    parts = [x for x in (see.mask, see.q_positions, see.k_positions, call.score.bias) if x is not None]
-    samples = b if not see.unpadded else max([1, *(x.shape[0] for x in parts)])
-    heads = max([1, *(x.shape[1] for x in parts)])
-    return samples * min(heads, h) * n_queries * n_keys
-
-
-KERNELS: tuple[tuple[str, Callable[[Call], str | None]], ...] = (("sdpa", _sdpa), ("stream", lambda call: None))
+KERNELS: tuple[tuple[str, Callable[[Call], str | None]], ...] = (
+    ("sdpa", _sdpa),
+    ("blocks", _blocks),
+    ("stream", lambda call: None),
+)
 """Name, and why it does not fit a call (None: it fits), in order of preference."""
 
 
-def choose(call: Call) -> str:
-    """The name of the first kernel that fits."""
-    return next(name for name, misfit in KERNELS if misfit(call) is None)
+_budget: ContextVar[int | None] = ContextVar("clearhead_memory", default=None)
+
+
+@contextmanager
+def memory_budget(size: int | str) -> Iterator[None]:
+    """A block in which only kernels run that are predicted to hold at most `size`, such as "1.5GB" or bytes.
+
+    What counts is what they hold beside inputs, output and gradients, in forward and backward pass. A call that no
+    kernel computes within it raises InputError.
+    """
+    token = _budget.set(as_bytes(size))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def choose(call: Call, among: Collection[str] = ()) -> str:
+    """The name of the kernel that runs: the first that fits, unless a later one is predicted to be much faster.
+
+    `among` names the kernels in question, if not all are. Raises InputError where no kernel meets the memory budget.
+    """
+    kernels = [(name, misfit) for name, misfit in KERNELS if not among or name in among]
+    if len(kernels) > 1 and (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        return "sdpa" if _sdpa(call) is None else "stream" if _beyond_blocks(call) else LATER
+    budget, fits = _budget.get(), []
+    for name, misfit in kernels:
+        if misfit(call) is None:
+            fits.append(name)
+            if name == "sdpa" and budget is None and not call.mask_cells:
+                return name  # nothing is left out, and nothing is faster
+    if budget is not None:
+        fits = _within(budget, {name: predicted(name, call) for name in fits})
+    return fits[0] if "blocks" not in fits else _fastest({name: predicted(name, call) for name in fits})
+
+
+def _within(budget: int, costs: dict[str, Cost]) -> list[str]:
+    fits = [name for name, cost in costs.items() if cost.memory <= budget]
+    if not fits:
+        least = min(costs, key=lambda name: costs[name].memory)
+        needs = in_bytes(1.01 * costs[least].memory)  # rounded, but not below
+        raise InputError(
+            f"memory budget of {in_bytes(budget)}: no kernel fits, {least} needs least, about {needs}; "
+            f"write memory_budget('{needs}') or attend to fewer samples, heads or queries at a time"
+        )
+    return fits
+
+
+def _fastest(costs: dict[str, Cost]) -> str:
+    best = ""
+    for name, cost in costs.items():
+        if not best or cost.seconds < FASTER * costs[best].seconds:
+            best = name
+    return best
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which kernel runs, and why each other one does not; prints as a table."""
+    """Which kernel runs, why each other one does not, and what those that fit are predicted to cost; a table."""
 
     chosen: str
     reasons: dict[str, str]
+    costs: dict[str, Cost] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        width = max(map(len, self.reasons))
-        marks = {name: "▸" if name == self.chosen else " " for name in self.reasons}
-        return "\n".join(f"{marks[name]} {name:<{width}}  {reason}" for name, reason in self.reasons.items())
+        cells = [("kernel", "time", "memory", "")]
+        for name, reason in self.reasons.items():
+            cost = self.costs.get(name)
+            cells.append((name, *(("", "") if cost is None else cost.words()), reason))
+        widths = [max(len(row[i]) for row in cells) for i in range(3)]
+        lines = []
+        for name, seconds, memory, reason in cells:
+            mark = "▸" if name == self.chosen else " "
+            line = f"{mark} {name:<{widths[0]}}  {seconds:>{widths[1]}}  {memory:>{widths[2]}}  {reason}"
+            lines.append(line.rstrip())
+        return "\n".join([*lines, *self.notes])
 
     __repr__ = __str__
 
 
 def explain(call: Call) -> Explanation:
-    """The choice for `call` with its reasons."""
-    chosen, reasons = choose(call), {}
-    for name, misfit in KERNELS:
-        why_not = misfit(call)
-        if name == chosen:
-            reasons[name] = "chosen: the first that fits"
-        else:
-            reasons[name] = why_not or f"fits, but {chosen} comes first"
-    return Explanation(chosen, reasons)
+    """The choice for `call` with its reasons, and what forward and backward pass are predicted to cost."""
+    chosen, budget = choose(call), _budget.get()
+    misfits = {name: misfit(call) for name, misfit in KERNELS}
+    costs = {name: predicted(name, call) for name, misfit in misfits.items() if misfit is None}
+    reasons = {name: misfit or _passed_over(name, chosen, costs, budget) for name, misfit in misfits.items()}
+    if "stream" in reasons and misfits["stream"] is None:
+        reasons["stream"] += f"; {how_streamed(call)}"
+    source = "measured on this machine" if measured() else "measured elsewhere: see calibrate"
+    return Explanation(chosen, reasons, costs, (f"Times are predicted from rates {source}.",))
 
 
-def describe(q: Tensor, k: Tensor, value_width: int, visible: Visible, score: Score, **options: object) -> Call:
-    """The call that q (B, H, Nq, D) and k (B, Hkv, Nk, D) make."""
-    b, h, n_queries, width = q.shape
-    return Call((b, h, n_queries, k.shape[2]), (width, value_width), q.device, visible, score, **options)  # type: ignore[arg-type]
+def _passed_over(name: str, chosen: str, costs: dict[str, Cost], budget: int | None) -> str:
+    names = list(costs)
+    if name == chosen:
+        return "chosen: the first that fits" if name == names[0] else "chosen: predicted to be faster"
+    if budget is not None and costs[name].memory > budget:
+        return f"would hold more than the memory budget of {in_bytes(budget)}"
+    if names.index(name) < names.index(chosen):
+        return f"fits, but {chosen} is predicted to take {costs[chosen].seconds / costs[name].seconds:.2g} of its time"
+    return f"fits, but {chosen} comes first"

@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from clearhead.errors import InputError
 from clearhead.kernels import blocks, stream
+from clearhead.kernels.call import describe
+from clearhead.kernels.choose import LATER, choose
 from clearhead.kernels.rows import RAW
 from clearhead.kernels.score import Score, as_given, working_dtype
 from clearhead.kernels.stream import Task
@@ -33,7 +35,7 @@ _TENSORS = _CALL.count("Tensor")
 
 _KERNELS: dict[str, ModuleType] = {"stream": stream, "blocks": blocks}
 """Modules with a `forward` and a `backward` of the same signatures, but for the output."""
-_READ_OUTPUT = {"blocks"}
+_READ_OUTPUT = {"blocks", LATER}
 """Kernels whose backward pass reads the output, before the logsumexp; the others do not keep it."""
 
 
@@ -74,9 +76,18 @@ def _task(*call: Any) -> tuple[Tensor, Tensor, Tensor, Task]:
     return q, k, v, Task(visible, Score(scale, softcap, bias), dropout, seed, sinks, distance, received)
 
 
+def _kernel(call: tuple[Any, ...]) -> ModuleType:
+    """The kernel that is named, or that is chosen now that there are tensors to read."""
+    if call[-1] != LATER:
+        return _KERNELS[call[-1]]
+    q, k, v, task = _task(*call)
+    options = {"dropout": task.dropout, "statistics": task.sinks is not None}
+    return _KERNELS[choose(describe(q, k, v.shape[-1], task.visible, task.score, **options), ("blocks", "stream"))]
+
+
 def _forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     with as_given(call[0].device):
-        return _KERNELS[call[-1]].forward(*_task(*call))
+        return _kernel(call).forward(*_task(*call))
 
 
 def _backward(
@@ -85,7 +96,7 @@ def _backward(
     *qkv, task = _task(*call)
     known = (lse,) if out is None else (out, lse)
     with as_given(call[0].device):
-        return _KERNELS[call[-1]].backward(g_out, g_raw, g_received, *qkv, *known, task)
+        return _kernel(call).backward(g_out, g_raw, g_received, *qkv, *known, task)
 
 
 forward_op = torch.library.custom_op(

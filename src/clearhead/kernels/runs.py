@@ -51,7 +51,7 @@ def _key(visible: Visible) -> tuple[object, ...]:
     given = (visible.q_positions, visible.k_positions, *pattern.tensors())
     for x in given:
         if x is not None:
-            digest.update(x.contiguous().numpy())
+            digest.update(x.contiguous().numpy().tobytes())
     shapes = tuple(None if x is None else (x.shape, x.dtype) for x in given)
     return pattern.outline(), visible.n_queries, visible.n_keys, shapes, digest.digest()
 

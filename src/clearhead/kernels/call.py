@@ -1,0 +1,85 @@
+"""One application of attention, as far as the choice of a kernel depends on it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from clearhead.kernels.bands import Band
+from clearhead.kernels.runs import ROWS, bands
+from clearhead.kernels.score import Score
+from clearhead.kernels.visible import Visible
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One application of attention, as far as the choice of a kernel depends on it. `shape` is (B, H, Nq, Nk)."""
+
+    shape: tuple[int, int, int, int]
+    widths: tuple[int, int]
+    device: torch.device
+    visible: Visible
+    score: Score
+    dropout: float = 0.0
+    statistics: bool = False
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def pairs(self) -> int:
+        b, h, n_queries, n_keys = self.shape
+        return b * h * n_queries * n_keys
+
+    @property
+    def mask_cells(self) -> int:
+        """How many pairs the mask that `sdpa` builds would hold."""
+        see, (b, h, n_queries, n_keys) = self.visible, self.shape
+        if see.full or (see.plainly_causal and self.score.bias is None):
+            return 0
+        parts = [x for x in (see.mask, see.q_positions, see.k_positions, self.score.bias) if x is not None]
+        samples = b if not see.unpadded else max([1, see.pattern.samples, *(x.shape[0] for x in parts)])
+        heads = max([1, *(x.shape[1] for x in parts)])
+        return samples * min(heads, h) * n_queries * n_keys
+
+    @property
+    def unfused(self) -> str | None:
+        """Why scaled_dot_product_attention would leave its fused kernel on the CPU, and hold n² weights."""
+        bias, (width, value_width) = self.score.bias, self.widths
+        if self.device.type != "cpu":
+            return None
+        if self.dropout:
+            return "with dropout"
+        if width != value_width:
+            return f"with values of width {value_width} and keys of {width}"
+        return "with a bias that needs a gradient" if bias is not None and bias.requires_grad else None
+
+    def plan(self) -> tuple[Band, ...]:
+        """The bands of the first sample, as if it had no padding."""
+        see = replace(self.visible, mask=None, q_lengths=None, k_lengths=None)
+        parts = [x for x in (see.q_positions, see.k_positions) if x is not None]
+        if max([see.pattern.samples, *(x.shape[0] for x in parts)]) > 1:
+            see = see.of(torch.tensor([0]))
+        return bands(see)
+
+    def in_blocks(self) -> int:
+        """The pairs that lie in blocks of which anything is seen."""
+        return self.shape[0] * self.shape[1] * sum(band.pairs for band in self.plan())
+
+    def in_reach(self) -> int:
+        """The pairs between the first and the last key that any row of a block sees: what `stream` walks."""
+        b, h, n_queries, n_keys = self.shape
+        if self.device.type != "cpu" or min(n_queries, n_keys) <= 2 * ROWS:
+            return self.pairs
+        reach: dict[int, tuple[int, int]] = {}
+        for band in self.plan():
+            for part in (band.part(i, i + 1) for i in range(band.count)):
+                for block in range(part.row // ROWS, -(-(part.row + part.rows) // ROWS)):
+                    least, most = reach.get(block, (n_keys, 0))
+                    reach[block] = min(least, part.key), max(most, part.key + part.keys)
+        return b * h * min(ROWS, n_queries) * sum(most - least for least, most in reach.values())
+
+
+def describe(q: Tensor, k: Tensor, value_width: int, visible: Visible, score: Score, **options: object) -> Call:
+    """The call that q (B, H, Nq, D) and k (B, Hkv, Nk, D) make."""
+    b, h, n_queries, width = q.shape
+    sizes = (b, h, n_queries, k.shape[2]), (width, value_width)
+    return Call(*sizes, q.device, visible, score, dtype=q.dtype, **options)  # type: ignore[arg-type]
