@@ -95,6 +95,11 @@ def misfit(*tensors: Tensor | None) -> str | None:
     return None if _gemm() else "PyTorch's BLAS hides its matrix products"
 
 
+def plain(visible: Visible) -> bool:
+    """No one gave positions, and no tile will ask for them."""
+    return visible.full and visible.unpadded and visible.q_positions is None and visible.k_positions is None
+
+
 def tile_size(visible: Visible, samples: int, heads: int) -> dict[str, int]:
     """Options of `tiles`. Blocks of rows and keys are taken inside; a tile is what one call is worth making for."""
     if not (visible.full and visible.unpadded):  # more rows would see more keys that most do not
@@ -126,7 +131,6 @@ class Pass:
 
     Args:
         q, k, v: (B, H, Nq, D), (B, Hkv, Nk, D), (B, Hkv, Nk, Dv).
-        visible: with its positions written out.
         sinks: (B or 1, S), the keys whose weight is the statistic `sink`; None: the logsumexp is enough.
         distance: whether positions say how far keys are.
         out: (B, H, Nq, Dv).
@@ -153,8 +157,7 @@ class Pass:
         self._raw, self._received = _Laid(raw[0]), _Laid(received[:, :, None]) if received.shape[-1] else None
         self._q_at = self._k_at = None
         if distance and sinks is not None:
-            self._q_at = _Laid(visible.positions_of_queries()[:, :, None].float().contiguous())
-            self._k_at = _Laid(visible.positions_of_keys()[:, :, None].float().contiguous())
+            self._q_at, self._k_at = (_Laid(x[:, :, None]) for x in _positions(visible))
         self._fixed = {
             "gemm": _gemm() if halves(q, k, v) else None,
             "group": q.shape[1] // k.shape[1],
@@ -164,7 +167,7 @@ class Pass:
             "softcap": score.softcap or 0.0,
             "raw_step": raw.stride(0),
         }
-        self._room = torch.empty(0)
+        self._room: Tensor | None = None
 
     def __call__(self, tile: Tile) -> None:
         """Takes the rows of a tile."""
@@ -174,8 +177,9 @@ class Pass:
 
     def _with_room(self, call: _Call, need: Any) -> Any:
         given = ctypes.byref(call)
-        if (size := need(given)) > self._room.numel():
-            self._room = torch.empty(size)
+        size = need(given)
+        if self._room is None or size > self._room.numel():
+            self._room = torch.empty(size, dtype=torch.float32)
         call.room = self._room.data_ptr()
         return given
 
@@ -254,6 +258,21 @@ class Return(Pass):
             to.bias, to.bias_step = _Laid(part).part(), int(part.shape[-1] > 1)
         given = self._with_room(call, _library().room_for_back)
         _library().rows_back(given, ctypes.byref(to))
+
+
+def _positions(visible: Visible) -> tuple[Tensor, Tensor]:
+    """Where queries and keys stand, float32, (B or 1, H or 1, N): those that no one gave are written once for all."""
+    if not plain(visible):
+        given = visible.positions_of_queries(), visible.positions_of_keys()
+        return tuple(x.float().contiguous() for x in given)  # type: ignore[return-value]
+    queries, keys = visible.n_queries, visible.n_keys
+    numbers, ahead = _numbers(max(queries, keys).bit_length()), max(queries, keys) - queries
+    return numbers[..., ahead : ahead + queries], numbers[..., max(0, queries - keys) :][..., :keys]
+
+
+@lru_cache(maxsize=4)
+def _numbers(bits: int) -> Tensor:
+    return torch.arange(1 << bits, dtype=torch.float32, device="cpu")[None, None]
 
 
 class _Laid:

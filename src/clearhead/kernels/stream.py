@@ -42,11 +42,11 @@ class Task:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the raw statistics, and what each key received, (B, H, Nk) or empty."""
-    wide = working_dtype(q.dtype)
-    task = replace(task, visible=task.visible.placed())
-    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
-    raw, out_dtype = _unseen(q, wide, task), v.dtype
+    wide, see, out_dtype = working_dtype(q.dtype), task.visible, v.dtype
     compiled = misfit(q, k, v, task) is None
+    if not (compiled and fused.plain(see)):
+        task = replace(task, visible=see.placed())
+    out, raw = _to_fill(q, v, wide, task, compiled and see.full and see.unpadded and see.n_keys > 0)
     if not compiled or fused.halves(q, k, v):
         q, k, v = q.to(wide), k.to(wide), v.to(wide)
 
@@ -214,11 +214,18 @@ def _keys(tile: Tile) -> tuple[slice, slice, slice]:
     return tile.b, tile.kv, tile.keys
 
 
-def _unseen(q: Tensor, wide: torch.dtype, task: Task) -> Tensor:
-    """What is measured in rows that see nothing: the RAW statistics, or without sinks the logsumexp alone."""
+def _to_fill(q: Tensor, v: Tensor, wide: torch.dtype, task: Task, whole: bool) -> tuple[Tensor, Tensor]:
+    """Room for the output and for the RAW statistics, or without sinks for the logsumexp alone.
+
+    Unless the `whole` of it will be written: filled with what is measured in rows that see nothing.
+    """
     found = [-math.inf] if task.sinks is None else [-math.inf, -math.inf, 0.0, math.nan, 0.0, 0.0]
+    if whole:  # operations are what small calls cost
+        out = torch.empty(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
+        return out, torch.empty(len(found), *q.shape[:3], dtype=wide, device=q.device)
     column = torch.tensor(found, dtype=wide, device=q.device).view(-1, 1, 1, 1)
-    return column.expand(-1, *q.shape[:3]).contiguous()
+    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
+    return out, column.expand(-1, *q.shape[:3]).contiguous()
 
 
 class _Ways:
