@@ -290,3 +290,9 @@ def test_a_long_window_costs_no_square(monkeypatch):
     out = model(input_ids=ids, use_cache=False).last_hidden_state
     end = model(input_ids=ids[:, -40:], position_ids=torch.arange(19_960, 20_000)[None], use_cache=False)
     torch.testing.assert_close(out[:, -20:], end.last_hidden_state[:, -20:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformers_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(theirs, "sdpa_mask", lambda batch_size, cache_position: None)
+    with pytest.raises(InputError, match="too old for attn_implementation='clearhead': pip install -U transformers"):
+        register_with_transformers()

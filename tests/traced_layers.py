@@ -83,6 +83,18 @@ def loaded():
     torch.testing.assert_close(torch.export.load(file).module()(x), eager(x))
 
 
+def transformers():
+    """Models of Hugging Face that attend by Clearhead, whose masks are written out while they are traced."""
+    import foreign_models as foreign
+
+    ch.nn.register_with_transformers()
+    for name, options in (("llama", {"use_cache": False}), ("bert", {})):
+        model, given = foreign.BY_NAME[name].make("clearhead"), foreign.BY_NAME[name].inputs(True, left=True)
+        traced, real = torch.compile(model, fullgraph=True, backend="aot_eager"), given["attention_mask"].bool()
+        want, got = (each(**given, **options).last_hidden_state[real] for each in (model, traced))
+        torch.testing.assert_close(got, want)
+
+
 for name in sys.argv[1:]:
     globals()[name]()
     print(name)

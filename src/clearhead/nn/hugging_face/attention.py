@@ -4,6 +4,7 @@ Shapes: B samples, H heads, Hkv key heads, Nq queries, Nk keys, D width, Dv valu
 """
 
 import importlib
+import inspect
 from typing import Any
 
 import torch
@@ -31,9 +32,14 @@ def register_with_transformers() -> None:
     extra("transformers", "transformers")
     try:
         functions = importlib.import_module("transformers.modeling_utils").AttentionInterface
-        masks = importlib.import_module("transformers.masking_utils").AttentionMaskInterface
+        makers = importlib.import_module("transformers.masking_utils")
+        masks, asked = makers.AttentionMaskInterface, inspect.signature(makers.sdpa_mask).parameters
     except (ImportError, AttributeError):
-        raise InputError("this transformers has no attention interface: pip install -U transformers") from None
+        asked = {}
+    if "q_length" not in asked:  # what masks are asked for by before transformers 5 is not read here
+        raise InputError(
+            "this transformers is too old for attn_implementation='clearhead': pip install -U transformers"
+        )
     functions.register(NAME, _attention)
     masks.register(NAME, make_mask)
 
