@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.bands import Band, allowed
-from clearhead.kernels.runs import bands
+from clearhead.kernels.runs import plan
 from clearhead.kernels.score import working_dtype
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
@@ -113,7 +113,7 @@ def _shares(q: Tensor, task: Task) -> Iterator[tuple[_Share, tuple[Band, ...]]]:
 
 def _planned(share: _Share) -> tuple[_Share, tuple[Band, ...]]:
     see = share.visible
-    return share, bands(see) if see.n_queries and see.n_keys else ()
+    return share, plan(see).bands if see.n_queries and see.n_keys else ()
 
 
 def _sample(see: Visible, bias: Tensor | None, b: int) -> tuple[Visible, Tensor | None]:

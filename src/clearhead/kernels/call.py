@@ -1,12 +1,12 @@
 """One application of attention, as far as the choice of a kernel depends on it."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from clearhead.kernels.bands import Band
-from clearhead.kernels.runs import ROWS, bands
+from clearhead.kernels.runs import ROWS, Plan, plan
 from clearhead.kernels.score import Score
 from clearhead.kernels.visible import Visible
 
@@ -52,30 +52,26 @@ class Call:
             return f"with values of width {value_width} and keys of {width}"
         return "with a bias that needs a gradient" if bias is not None and bias.requires_grad else None
 
-    def plan(self) -> tuple[Band, ...]:
+    @cached_property
+    def plan(self) -> Plan:
         """The bands of the first sample, as if it had no padding."""
         see = replace(self.visible, mask=None, q_lengths=None, k_lengths=None)
         parts = [x for x in (see.q_positions, see.k_positions) if x is not None]
         if max([see.pattern.samples, *(x.shape[0] for x in parts)]) > 1:
             see = see.of(torch.tensor([0]))
-        return bands(see)
+        return plan(see)
 
+    @property
     def in_blocks(self) -> int:
         """The pairs that lie in blocks of which anything is seen."""
-        return self.shape[0] * self.shape[1] * sum(band.pairs for band in self.plan())
+        return self.shape[0] * self.shape[1] * self.plan.pairs
 
+    @property
     def in_reach(self) -> int:
         """The pairs between the first and the last key that any row of a block sees: what `stream` walks."""
-        b, h, n_queries, n_keys = self.shape
-        if self.device.type != "cpu" or min(n_queries, n_keys) <= 2 * ROWS:
+        if self.device.type != "cpu" or min(self.shape[2:]) <= 2 * ROWS:
             return self.pairs
-        reach: dict[int, tuple[int, int]] = {}
-        for band in self.plan():
-            for part in (band.part(i, i + 1) for i in range(band.count)):
-                for block in range(part.row // ROWS, -(-(part.row + part.rows) // ROWS)):
-                    least, most = reach.get(block, (n_keys, 0))
-                    reach[block] = min(least, part.key), max(most, part.key + part.keys)
-        return b * h * min(ROWS, n_queries) * sum(most - least for least, most in reach.values())
+        return self.shape[0] * self.shape[1] * self.plan.reach
 
 
 def describe(q: Tensor, k: Tensor, value_width: int, visible: Visible, score: Score, **options: object) -> Call:

@@ -39,7 +39,7 @@ def _blocks(call: Call) -> str | None:
         return reason
     if min(call.shape[2:]) <= 2 * ROWS:
         return f"has nothing to leave out of at most {2 * ROWS} queries or keys"
-    share = call.in_blocks() / max(1, call.pairs)
+    share = call.in_blocks / max(1, call.pairs)
     return f"leaves nothing out: {share:.0%} of all pairs lie in blocks that are seen" if share > WORTH else None
 
 

@@ -145,9 +145,9 @@ def _tensor_by_tensor(call: Call) -> bool:
 def work(kernel: str, call: Call) -> tuple[int, int]:
     """The pairs that a kernel visits, over all heads, and the calls of an operator or blocks of rows that it takes."""
     if kernel == "blocks":
-        return call.in_blocks(), call.shape[0] * len(call.plan())
+        return call.in_blocks, call.shape[0] * len(call.plan.bands)
     if kernel == "stream":
-        return call.in_reach(), call.shape[0] * -(-call.shape[2] // ROWS)
+        return call.in_reach, call.shape[0] * -(-call.shape[2] // ROWS)
     return (call.pairs // 2 if call.visible.plainly_causal else call.pairs), 1
 
 
@@ -156,7 +156,7 @@ def _memory(kernel: str, call: Call) -> int:
     (b, h, n_queries, n_keys), size = call.shape, call.dtype.itemsize
     wider = 4 * b * h * (n_queries + n_keys) * sum(call.widths) if size < 4 else 0
     if kernel == "blocks":
-        return wider + 8 * b * h * n_queries + 4 * min(call.in_blocks(), 1 << 22)
+        return wider + 8 * b * h * n_queries + 4 * min(call.in_blocks, 1 << 22)
     if kernel == "stream":
-        return 2 * wider + 8 * b * h * n_queries + 96 * min(call.in_reach(), 4 * PAIRS)
+        return 2 * wider + 8 * b * h * n_queries + 96 * min(call.in_reach, 4 * PAIRS)
     return call.mask_cells * (size + 1) + (3 * call.pairs * size if call.unfused else 0)

@@ -28,12 +28,22 @@ _CALL = 4096
 """Pairs of a head that take as long as a call does without them."""
 
 
-def bands(visible: Visible) -> tuple[Band, ...]:
+@dataclass(frozen=True, eq=False)
+class Plan:
     """The bands of a call of one sample, or of samples that all see the same, without padding.
 
-    A band that is the `first` of its rows stands before the others of these rows.
+    A band that is the `first` of its rows stands before the others of these rows. `pairs` is how many the bands hold,
+    `reach` how many lie between the first and the last key that any row of a block sees; for one head.
     """
-    return _bands_of(_Described(_key(visible), replace(visible, mask=None)))
+
+    bands: tuple[Band, ...]
+    pairs: int
+    reach: int
+
+
+def plan(visible: Visible) -> Plan:
+    """The bands that hold all visible pairs of a call, exactly once."""
+    return _plan_of(_Described(_key(visible), replace(visible, mask=None)))
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,20 @@ def _key(visible: Visible) -> tuple[object, ...]:
 
 
 @lru_cache(maxsize=64)
-def _bands_of(call: _Described) -> tuple[Band, ...]:
-    """All layers of a model see the same, in the forward pass and the backward one: bands are worth keeping."""
-    return _bands(call.visible)
+def _plan_of(call: _Described) -> Plan:
+    """All layers of a model see the same, in the forward pass and the backward one: plans are worth keeping."""
+    found = _bands(call.visible)
+    return Plan(found, sum(band.pairs for band in found), _reach(found, call.visible))
+
+
+def _reach(found: tuple[Band, ...], visible: Visible) -> int:
+    least: dict[int, int] = {}
+    most: dict[int, int] = {}
+    for part in (band.part(i, i + 1) for band in found for i in range(band.count)):
+        for block in range(part.row // ROWS, -(-(part.row + part.rows) // ROWS)):
+            least[block] = min(least.get(block, visible.n_keys), part.key)
+            most[block] = max(most.get(block, 0), part.key + part.keys)
+    return sum(min(ROWS, visible.n_queries - ROWS * block) * (most[block] - least[block]) for block in least)
 
 
 @dataclass(frozen=True)
