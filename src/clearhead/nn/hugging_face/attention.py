@@ -33,13 +33,12 @@ def register_with_transformers() -> None:
     try:
         functions = importlib.import_module("transformers.modeling_utils").AttentionInterface
         makers = importlib.import_module("transformers.masking_utils")
-        masks, asked = makers.AttentionMaskInterface, inspect.signature(makers.sdpa_mask).parameters
+        masks, asked = makers.AttentionMaskInterface, [*inspect.signature(makers.sdpa_mask).parameters]
     except (ImportError, AttributeError):
-        asked = {}
-    if "q_length" not in asked:  # what masks are asked for by before transformers 5 is not read here
-        raise InputError(
-            "this transformers is too old for attn_implementation='clearhead': pip install -U transformers"
-        )
+        asked = []
+    if "q_length" not in asked:  # older ones ask for masks in other words
+        why = f"this transformers is too old for attn_implementation={NAME!r}"
+        raise InputError(f"{why}: pip install -U transformers")
     functions.register(NAME, _attention)
     masks.register(NAME, make_mask)
 
