@@ -114,13 +114,13 @@ def _eagerly(
 
 
 def backward(
-    g_out: Tensor, g_raw: Tensor, g_received: Tensor, q: Tensor, k: Tensor, v: Tensor, *kept: Any
+    g_out: Tensor, g_raw: Tensor, g_received: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, task: Task
 ) -> tuple[Tensor, ...]:
     """Gradients in q, k, v and the score's bias (empty without one), from those of what `forward` returned.
 
-    `kept` are, at its end, the rows' logsumexp (B, H, Nq) and the task.
+    `lse` (B, H, Nq) is the rows' logsumexp. On the CPU, tiles are shared out by their keys where that occupies all
+    workers; else each worker adds to gradients of its own, which are summed.
     """
-    *_, lse, task = kept
     wide, task = working_dtype(q.dtype), replace(task, visible=task.visible.placed())
     dtypes, (g_out, q, k, v) = [x.dtype for x in (q, k, v)], (x.to(wide) for x in (g_out, q, k, v))
     compiled = misfit(q, k, v, task, g_out, g_raw, g_received, lse) is None
