@@ -81,7 +81,8 @@ def measured() -> dict[str, dict[str, dict[str, list[float]]]]:
 
 def rates_file() -> Path:
     """Where `calibrate` writes, in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clearhead", "rates.json")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, __name__.partition(".")[0], "rates.json")
 
 
 def machine() -> str:
