@@ -16,7 +16,7 @@
 #endif
 
 #define CHUNK 512
-#define ROWS 256
+#define ROWS 512
 #define NEAR (1 << 19) /* weights that are held on the way back */
 #define WIDE 16
 #define LOG_2 0.693147181f
@@ -460,7 +460,7 @@ static void finish(const Call *c, const Room *room, int b, int h, int first, int
 
 /* Rows taken at a time: fewer where their weights are kept for `received`. */
 static int block(const Call *c) {
-    int most = lesser(ROWS, c->rows);
+    int most = lesser(c->gemm ? ROWS / 2 : ROWS, c->rows); /* packing is paid for once a block */
     return c->received.at ? lesser(most, greater(16, (1 << 22) / UP(c->keys))) : most;
 }
 
@@ -616,7 +616,7 @@ static void head_back(const Call *c, const Back *to, int b, int h, int first, in
 }
 
 /* Rows taken at a time on the way back, whose weights and gradients are to stay near. */
-static int block_back(const Call *c) { return lesser(lesser(ROWS, c->rows), greater(64, NEAR / UP(c->keys))); }
+static int block_back(const Call *c) { return lesser(lesser(ROWS / 2, c->rows), greater(64, NEAR / UP(c->keys))); }
 
 int64_t room_for_back(const Call *c) { return (int64_t)block_back(c) * UP(c->keys) * (c->softcap > 0 ? 3 : 2); }
 
