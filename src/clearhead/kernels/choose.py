@@ -28,10 +28,15 @@ def _sdpa(call: Call) -> str | None:
     if call.score.softcap is not None:
         return "has no soft cap"
     if (cells := call.mask_cells) > SMALL:
-        return f"would need a dense mask of {cells:,} pairs; at most {SMALL:,} are held"
+        return f"would need a dense mask of {_counted(cells)} pairs; at most {SMALL:,} are held"
     if call.pairs > SMALL and (cause := call.unfused):
-        return f"is not fused on this device {cause}: it would hold {call.pairs:,} weights"
+        return f"is not fused on this device {cause}: it would hold {_counted(call.pairs)} weights"
     return None
+
+
+def _counted(number: int) -> str:
+    """A number as people write it; while the compiler traces, it may have no value yet."""
+    return "n²" if torch.compiler.is_compiling() else f"{number:,}"
 
 
 def _blocks(call: Call) -> str | None:
