@@ -8,9 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from clearhead.bench import Comparison, bench_monitor, compare, monitor, peak_memory, watch
+from clearhead.bench import (
+    Case,
+    Comparison,
+    bench_attention,
+    bench_monitor,
+    bench_small,
+    compare,
+    measure,
+    memory,
+    monitor,
+    patterns,
+    peak_memory,
+    peers,
+    plots,
+    scaling,
+    watch,
+)
+from clearhead.bench.case import coverage, shape_of
+from clearhead.bench.traps import TRAPS
 from clearhead.cli import main
 from clearhead.errors import ClearheadError
+from clearhead.patterns import parse
 
 
 def holding(mebibytes: int):
@@ -77,3 +96,227 @@ def test_monitoring_is_compared(monkeypatch):
     assert len({each.title for each in found}) == 4
     assert [len(each.seconds[monitor.WITH]) for each in found] == [1, 20, 1, 20]
     assert all(math.isfinite(each.ratio(monitor.WITH)[0]) for each in found)
+
+
+TINY = ["--length", "256", "--heads", "2", "--dim", "8", "--rounds", "2", "--no-memory", "--json"]
+
+
+def found_by(capsys, *arguments: str) -> list[dict]:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *arguments])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err
+    return json.loads(out)["comparisons"]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """FlexAttention compiles for half a minute where there is one."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("pattern", ["everything()", "causal()", "window(32)", "window(31, 0)", "longformer(64, [0])"])
+def test_every_peer_of_a_pattern_is_right(no_compiler, capsys, pattern, backward):
+    more = ["--backward"] if backward else []
+    [table] = found_by(capsys, "attention", "--pattern", pattern, *TINY, *more)
+    assert {"Clearhead", "SDPA", "eager"} <= set(table["seconds"])
+    for arm, errors in table["errors"].items():
+        assert set(errors) == ({"output", "gradients"} if backward else {"output"})
+        assert 0 < max(errors.values()) < 3e-6, arm
+        assert table["of_limit"][arm] > 0
+    assert "FlexAttention" in table["missing"]
+    assert not any("WRONG" in note for note in table["notes"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "peer", "module"),
+    [
+        ("window(32)", "local-attention", "local_attention"),
+        ("window(30, 0)", "local-attention", "local_attention"),
+        ("longformer(64, [0])", "transformers' Longformer", "transformers"),
+        ("causal()", "x-transformers", "x_transformers"),
+    ],
+)
+def test_peers_run_where_they_know_the_pattern(no_compiler, capsys, pattern, peer, module):
+    pytest.importorskip(module)
+    [table] = found_by(capsys, "attention", "--pattern", pattern, *TINY)
+    assert peer in table["seconds"]
+
+
+def test_bigbird_is_held_against_the_blocks_that_it_draws(unchecked):
+    pytest.importorskip("transformers")
+    case = Case(768, 2, 8, pattern="bigbird(length=768)", backward=True)
+    job = peers.big_bird(case)
+    assert measure.whole_errors(case, peers.big_bird)["gradients"] < 3e-6
+    job.run()
+    sees = job.sees()
+    assert sees.shape == (2, 768, 768)
+    assert sees[:, :64].all()
+    assert not sees[:, 200].all()
+
+
+def test_a_wrong_arm_is_said_to_be_wrong(unchecked):
+    def wrong(case):
+        return peers.job(case, lambda q, k, v: v)
+
+    table = measure.measured("t", Case(64, 1, 8), {"Clearhead": peers.ours, "wrong": wrong}, 1)
+    assert table.errors["wrong"]["output"] > 0.5
+    assert any("wrong is WRONG here" in line for line in table.lines())
+
+
+def test_a_peer_that_is_not_installed_is_named(unchecked, no_compiler, monkeypatch):
+    def gone(module):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("importlib.import_module", gone)
+    [table] = bench_attention(Case(64, 1, 8, pattern="window(8)"), rounds=1, memory=False)
+    said = "\n".join(table.lines())
+    assert "local-attention           not installed: pip install 'clearhead[bench]'" in said
+    assert "FlexAttention             needs a C++ compiler" in said
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: f"{trap.arm}: {trap.words[:30]}")
+def test_peers_fall_into_their_traps_and_clearhead_does_not(unchecked, trap):
+    assert not trap.ours()
+    try:
+        fell = trap.peer()
+    except peers.NotRun as reason:
+        pytest.skip(str(reason))
+    assert fell, "it does so no more: take the trap away"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_statistics_are_compared_and_right(capsys, backward):
+    more = ["--backward"] if backward else []
+    [table] = found_by(capsys, "statistics", *TINY, "--pattern", "causal()", *more)
+    assert table["peer"] == "SDPA"
+    both = table["errors"]["output + row statistics"]
+    assert set(both) == ({"output", "statistics", "gradients"} if backward else {"output", "statistics"})
+    assert all(error < 3e-6 for errors in table["errors"].values() for error in errors.values())
+    if not backward:
+        assert {"received", "pool(64, 64)", "statistics of 64 rows"} <= set(table["seconds"])
+
+
+def test_patterns_have_a_table_each_and_documents_three_ways(capsys, monkeypatch):
+    monkeypatch.setattr(patterns, "PACKED", 5)
+    monkeypatch.setattr(patterns, "MEAN", 20)
+    chosen = ["--only", "local", "--only", "documents", "--only", "chunks"]
+    local, packed, chunks = found_by(capsys, "patterns", *TINY, "--backward", *chosen)
+    assert list(packed["seconds"]) == ["Clearhead", "SDPA, padded", "a loop of SDPA calls"]
+    assert packed["case"]["length"] == 100
+    for table in (local, packed, chunks):
+        assert all(error < 3e-6 for errors in table["errors"].values() for error in errors.values())
+
+
+def test_documents_vary_and_keep_their_mean():
+    lengths = Case(8192, documents=64).document_lengths()
+    assert (len(lengths), sum(lengths)) == (64, 8192)
+    assert min(lengths) >= 1
+    assert max(lengths) > 10 * min(lengths)
+
+
+def test_growth_is_fitted(capsys, tmp_path):
+    assert scaling.exponent([10, 20, 40], [3.0, 12.0, 48.0]) == pytest.approx(2)
+    small = ["--length", "256", "--points", "3", "--dim", "8", "--rounds", "2", "--no-memory", "--json"]
+    [found] = found_by(capsys, "scaling", *small, "--out", str(tmp_path))
+    assert found["lengths"] == [64, 128, 256]
+    assert set(found["exponents"]) == {"full", "global", "local", "sparse", "strided"}
+    assert found["exponents"]["full"]["memory"] is None
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "scaling.json").read_text())["comparisons"] == [found]
+
+
+def test_memory_is_measured_and_what_would_not_fit_is_not_run(unchecked, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "peak_memory", lambda *_, arm, **__: len(arm))
+    case = ["--length", "131072", "--dim", "8", "--json"]
+    local, seen = found_by(capsys, "memory", *case)
+    assert local["bytes"]["Clearhead"] == len("Clearhead")
+    assert "n² weights" in seen["missing"]["eager"] or "million" in seen["missing"]["eager"]
+    assert seen["bytes"][memory.MATRIX] == 4 * 131072**2
+    assert memory.prepared("output + row statistics", length=64, heads=1, dim=8, pattern="everything()")()
+
+
+def test_small_calls_are_told_in_microseconds(unchecked):
+    [found] = bench_small(Case(8, 1, 8), rounds=2, repeat=2)
+    assert "plain, 8 tokens" in found.calls
+    assert "µs" in found.lines()[2]
+    assert found.record()["calls"]["mask, 64 tokens"]["beyond"]["median"] == found.beyond("mask, 64 tokens")[0]
+
+
+def test_pictures_are_drawn(tmp_path, unchecked):
+    table = measure.measured("t", Case(64, 1, 8), {"Clearhead": peers.ours, "eager": peers.eager}, 2)
+    held = memory.Peaks("m", {}, {"Clearhead": 1 << 20, "eager": 1 << 30}, {})
+    written = plots.save([table, held], tmp_path / "new", "both")
+    assert written == [f"written to {tmp_path / 'new'}: both.png, both.json"]
+    assert (tmp_path / "new" / "both.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["attention", "--pattern", "windw(3)"], ("windw", "window")),
+        (["attention", "--length", "0"], ("length is 0",)),
+        (["attention", "--dtype", "float31"], ("float31", "float32")),
+        (["attention", "--device", "tpu"], ("tpu", "cpu, cuda")),
+        (["attention", "--deviation", "-1"], ("deviation is -1",)),
+        (["statistics", "--only", "recieved"], ("recieved", "'received'")),
+        (["patterns", "--only", "longform"], ("longform", "'longformer'")),
+        (["scaling", "--length", "100"], ("100", "512")),
+        (["memory", "--heads", "0"], ("heads is 0",)),
+    ],
+)
+def test_a_benchmark_that_cannot_be_is_one_line(capsys, arguments, words):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *arguments])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("everything()", "everything"),
+        ("causal()", "causal"),
+        ("window(1000)", "everything"),
+        ("causal() & window(5)", "window"),
+        ("window(3) | first(2)", "window and global"),
+        ("chunks(9)", "other"),
+        ("stride(2)", "other"),
+        ("~causal()", "other"),
+    ],
+)
+def test_shapes_are_known_by_what_they_see(text, wanted):
+    assert shape_of(parse(text), 200).kind == wanted
+
+
+@pytest.mark.parametrize("text", ["window(70)", "causal()", "chunks(100) | first(3)", "scattered(2, 0, block=64)"])
+@pytest.mark.parametrize("n", [1, 64, 331])
+def test_coverage_counts_pairs(text, n):
+    at, zero = torch.arange(n), torch.tensor(0)
+    seen = parse(text).allows(zero, zero, at[:, None], at).expand(n, n)
+    found = coverage(parse(text), n)
+    assert found.pairs == int(seen.sum())
+    cells = torch.nn.functional.pad(seen, (0, -n % 64, 0, -n % 64)).unflatten(0, (-1, 64)).unflatten(2, (-1, 64))
+    assert found.needed == int(cells.any(3).any(1).sum())
+    assert found.visited >= found.needed
+
+
+def test_calibration_is_told_and_kept(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", "--rounds", "1", "--json"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err
+    rates = json.loads(out)["rates"]
+    assert {"sdpa", "blocks", "stream"} <= {row["kernel"] for row in rates}
+    assert all(row["rate"]["pair"] > 0 and row["rate"]["call"] >= 0 for row in rates)
+    assert any(tmp_path.rglob("*.json"))
+
+
+def test_calibrating_a_device_that_is_none_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", "--device", "tpu"])
+    assert ended.value.code == 2
+    assert "'tpu'" in capsys.readouterr().err

@@ -350,7 +350,7 @@ def advise(
     causal: Annotated[bool, typer.Option("--causal", help="No token sees the future.")] = False,
     memory: Annotated[str | None, typer.Option(help="That a layer's attention may hold, such as 2GB.")] = None,
     layers: Annotated[int, typer.Option(help="Through which information travels.")] = 12,
-    seconds: Annotated[float, typer.Option(help="About so long are candidates run.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="About so long may candidates run at that length.")] = 90.0,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> list[str]:
@@ -358,6 +358,15 @@ def advise(
     from clearhead.bench import advise
 
     found = advise(length, embed_dim, heads, causal, memory, device, layers, seconds, _progress())
+    return [json.dumps(found.record())] if as_json else found.lines()
+
+
+@app.command()
+def calibrate(device: Device = "cpu", rounds: Rounds = 3, as_json: AsJson = False) -> list[str]:
+    """Measure how fast the kernels are here, once, for the choice between them; kept in the user's cache folder."""
+    from clearhead.bench import calibrated
+
+    found = calibrated(device, rounds, _progress())
     return [json.dumps(found.record())] if as_json else found.lines()
 
 

@@ -1,7 +1,8 @@
 """Benchmarks: ratios against peers in the same run, paired, with their spread; never absolute speeds alone."""
 
-from clearhead.bench.advise import Advice, advise
+from clearhead.bench.advice import Advice, advise
 from clearhead.bench.attention import bench_attention
+from clearhead.bench.calibration import Rates, calibrated
 from clearhead.bench.case import Case
 from clearhead.bench.compare import Comparison, compare, machine, peak_memory
 from clearhead.bench.memory import Peaks, bench_memory
@@ -20,6 +21,7 @@ __all__ = [
     "Comparison",
     "Growth",
     "Peaks",
+    "Rates",
     "Table",
     "advise",
     "bench_attention",
@@ -30,6 +32,7 @@ __all__ = [
     "bench_small",
     "bench_statistics",
     "bench_watch",
+    "calibrated",
     "compare",
     "machine",
     "peak_memory",

@@ -19,9 +19,10 @@ from clearhead.bench.case import (
     sampled,
     synchronize,
 )
-from clearhead.bench.compare import Comparison, Say, compare, peak_memory
+from clearhead.bench.compare import Say, compare, peak_memory
 from clearhead.bench.peers import Job, NotRun, Prepare
 from clearhead.bench.table import Table
+from clearhead.bench.traps import fallen
 from clearhead.errors import ClearheadError
 
 LIMIT = "matrix product"
@@ -64,7 +65,7 @@ def measured(
     limit = product[1] / times.median(LIMIT)
     held = _memory(jobs, missing, memory, say)
     kept = replace(times, seconds={arm: times.seconds[arm] for arm in jobs})
-    told = [*notes, *_told(case, jobs, errors, kept), f"limit: {limit / 1e9:,.0f} GFLOP/s, {product[2]}"]
+    told = [*notes, *_told(case, jobs, errors), f"limit: {limit / 1e9:,.0f} GFLOP/s, {product[2]}"]
     work = {arm: _work(case, job) for arm, job in jobs.items() if "output" in errors[arm]}
     return Table(kept, asdict(case), errors, held, work, limit, missing, tuple(told))
 
@@ -127,9 +128,10 @@ def _on_rows(found: Tensor, wanted: Tensor, rows: Tensor) -> float:
     return relative_error(found if found.shape[2] == len(rows) else found.cpu()[:, :, rows], wanted)
 
 
-def _told(case: Case, jobs: Mapping[str, Job], errors: Mapping[str, dict], times: Comparison) -> list[str]:
+def _told(case: Case, jobs: Mapping[str, Job], errors: Mapping[str, dict]) -> list[str]:
     """What must be known of the arms: how they run, and which are wrong."""
     told = [f"{arm}: {job.explained}" for arm, job in jobs.items() if job.explained]
+    told += [f"{arm} gets wrong elsewhere: {words}" for arm in jobs for words in fallen(arm)]
     for arm, found in errors.items():
         wrong = {kind: error for kind, error in found.items() if not error <= _RIGHT[case.dtype]}
         told += [f"{arm} is WRONG here: its {kind} differs from float64 by {e:.0%}" for kind, e in wrong.items()]
@@ -152,7 +154,7 @@ def _work(case: Case, job: Job) -> float:
         pairs = float(sum(length**2 for length in case.document_lengths()))
     else:
         pairs = coverage(case.mask, case.length).pairs
-    return pairs * case.heads * case.dim * 2 * (7 if case.backward else 2)
+    return float(pairs * case.heads * case.dim * 2 * (7 if case.backward else 2))
 
 
 def _product(case: Case) -> tuple[Callable[[], Tensor], float, str]:

@@ -174,11 +174,12 @@ def flex(case: Case) -> Job:
         raise NotRun("needs a C++ compiler, and finds none: install g++")
     if cpu and case.length > 1 << 13:
         raise NotRun("not run: create_block_mask would hold n² pairs")
-    mask = None
-    if shape_of(case.mask, case.length).kind != "everything":
-        pattern = case.mask
-        sizes = (case.length, case.length, case.device)
-        mask = create_block_mask(lambda b, h, q, k: pattern.allows(b, h, q, k), None, None, *sizes)
+    mask, pattern = None, case.mask
+    sizes = (case.length, case.length, case.device)
+    if shape_of(pattern, case.length).kind != "everything":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mask = create_block_mask(lambda b, h, q, k: pattern.allows(b, h, q, k), None, None, *sizes)
     made = job(case, torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False))
     try:
         with warnings.catch_warnings():

@@ -96,15 +96,15 @@ def _timed(found: Table, arm: str) -> Bar:
 
 def bars(panels: Sequence[Panel]) -> Sheet:
     """Panels above each other, each with an axis of its own."""
-    left = 0.3 + max(inches(bar.name, 9) for each in panels for bar in each.bars)
+    left = 0.3 + max(inches(bar.name, 9.0) for each in panels for bar in each.bars)
     width = left + WIDE + 1.35
-    titles = [lines(each.title, width - 0.3, 10) for each in panels]
+    titles = [lines(each.title, float(width) - 0.3, 10.0) for each in panels]
     highs = [len(each.bars) * ROW + 0.12 for each in panels]
     tops = [0.2 * len(title) + 0.12 for title in titles]
     sheet = Sheet(width, sum(highs) + sum(tops) + 0.62 * len(panels) + 0.1)
     at = 0.12
     for each, title, high, top in zip(panels, titles, highs, tops, strict=True):
-        sheet.write(0.15, at, "\n".join(title), 10, INK)
+        sheet.write(0.15, at, "\n".join(title), 10.0, INK)
         _bars(sheet.panel(left, at + top, WIDE, high), each)
         at += top + high + 0.62
     return sheet
@@ -164,7 +164,7 @@ def growth(found: Growth) -> Sheet:
         both.append(("memory", {kind: [x / 2**20 for x in held] for kind, held in found.memory.items()}))
     side, left, gap = 3.3, 0.75, 1.65
     sheet = Sheet(left + len(both) * (side + gap) + 0.1, 4.35)
-    sheet.write(0.15, 0.12, found.title, 10, INK)
+    sheet.write(0.15, 0.12, found.title, 10.0, INK)
     for i, (what, values) in enumerate(both):
         axes = sheet.panel(left + i * (side + gap + 0.1), 0.75, side, 3.0)
         _curves(axes, found, what, values)

@@ -21,7 +21,8 @@ from clearhead.maps import explain
 from clearhead.patterns import NONE, Pattern, block_layout
 from clearhead.patterns.parse import parse
 
-FIRST = 1024  # tokens that estimates begin at
+FIRST = (2048, 4096)  # tokens at which all candidates run, if they are fewer than asked for
+QUICK = 0.5  # seconds, below which a run is repeated
 CELLS = 2048  # into so many a row is cut to find what reaches a token
 FREE = 1.5
 """Full attention gives up nothing: it is recommended up to so many times the time of the fastest that reaches all."""
@@ -106,7 +107,7 @@ def advise(
     memory: str | None = None,
     device: str = "cpu",
     layers: int = 12,
-    seconds: float = 60.0,
+    seconds: float = 90.0,
     say: Say | None = None,
 ) -> Advice:
     """Measure candidates for a shape on this machine, and recommend one.
@@ -115,7 +116,8 @@ def advise(
         length, embed_dim, heads: tokens, the model's width, and heads, of which the width is a multiple.
         memory: what a layer's attention may hold at most, such as "2GB"; None: any amount.
         layers: through so many, information can travel.
-        seconds: about so long are candidates run; what would take longer is extrapolated from shorter lengths.
+        seconds: about so long may candidates run at the length itself, the quickest first; the others are extrapolated
+            from 2,048 and 4,096 tokens, with the exponent that they grew with, kept between 1 and 2.
 
     Raises InputError, naming what was wrong; where no candidate keeps to the memory, with the least that is needed.
     """
@@ -128,7 +130,7 @@ def advise(
         for name, pattern in candidates(length, causal).items()
         for dtype in ("float32", "bfloat16")
     }
-    with_times = {key: _timed(key[0], case, seconds / len(cases), say) for key, case in cases.items()}
+    with_times = _timed(cases, seconds / 2, say)  # memory takes as long again
     held = _held(cases, with_times, say)
     if say:
         say("")
@@ -180,36 +182,55 @@ def candidates(length: int, causal: bool) -> dict[str, str]:
 class _Timed:
     """Seconds at the lengths that were run, in their order."""
 
-    seconds: Mapping[int, float]
+    seconds: dict[int, float]
 
     @property
     def measured(self) -> int:
         return max(self.seconds)
 
     def grown(self, values: Sequence[float], length: int) -> tuple[float, float | None]:
-        """The last of `values`, at the last lengths run, taken on to `length`; and the exponent that it grew with."""
+        """The last of `values`, at the last lengths run, taken on to `length`; and the exponent that it grew with.
+
+        Attention takes at least every token and at most every pair: what noise makes of it beyond is not believed.
+        """
         lengths = list(self.seconds)[-len(values) :]
         if lengths[-1] == length:
             return values[-1], None
-        power = exponent(lengths, values) if len(lengths) > 1 else 2.0
-        return values[-1] * (length / lengths[-1]) ** max(0.0, power), power
+        power = min(2.0, max(1.0, exponent(lengths, values))) if len(lengths) > 1 else 2.0
+        return values[-1] * (length / lengths[-1]) ** power, power
+
+    def expected(self, length: int) -> float:
+        """Seconds at `length`."""
+        return self.grown(list(self.seconds.values())[-2:], length)[0]
 
 
-def _timed(name: str, case: Case, share: float, say: Say | None) -> _Timed:
-    """Longer and longer, up to the length that is asked for, or to where the next would take more than its share."""
-    found: dict[int, float] = {}
-    lengths = [n for n in (FIRST << i for i in range(32)) if n < case.length] + [case.length]
+_Cases = Mapping[tuple[str, str], Case]
+
+
+def _timed(cases: _Cases, seconds: float, say: Say | None) -> dict[tuple[str, str], _Timed]:
+    """All at the first lengths; then at the length itself those for which there is time, the quickest first."""
+    found: dict[tuple[str, str], _Timed] = {key: _Timed({}) for key in cases}
+    length = next(iter(cases.values())).length
+    short = [n for n in FIRST if n < length]
+    for n in short:
+        for key, case in cases.items():
+            _run(key, case, n, found[key], say)
     begun = time.perf_counter()
-    for length in lengths:
-        if len(found) > 1:
-            expected, _ = _Timed(found).grown(list(found.values())[-2:], length)
-            if time.perf_counter() - begun + 2 * expected > share:
-                break
-        if say:
-            say(f"{name} in {case.dtype}: {length:,} tokens")
-        run = ours(replace(case, length=length, pattern=_at(case, length))).run
-        found[length] = statistics.median(_seconds(run, case.device) for _ in range(3))
-    return _Timed(found)
+    for key in sorted(cases, key=lambda key: found[key].expected(length)) if short else cases:
+        if short and time.perf_counter() - begun + found[key].expected(length) > seconds:
+            break
+        _run(key, cases[key], length, found[key], say)
+    return found
+
+
+def _run(key: tuple[str, str], case: Case, length: int, found: _Timed, say: Say | None) -> None:
+    if say:
+        say(f"{key[0]} in {key[1]}: {length:,} tokens")
+    run = ours(replace(case, length=length, pattern=_at(case, length))).run
+    times = [_seconds(run, case.device)]
+    if times[0] < QUICK:
+        times = [_seconds(run, case.device) for _ in range(3)]
+    found.seconds[length] = statistics.median(times)
 
 
 def _at(case: Case, length: int) -> str:
@@ -225,9 +246,7 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _held(
-    cases: Mapping[tuple[str, str], Case], times: Mapping[tuple[str, str], _Timed], say: Say | None
-) -> dict[tuple[str, str], list[int]]:
+def _held(cases: _Cases, times: Mapping[tuple[str, str], _Timed], say: Say | None) -> dict[tuple[str, str], list[int]]:
     """Peak memory at the last two lengths that were run, or at the one asked for."""
     if say:
         say("memory of all candidates")
@@ -245,7 +264,7 @@ def _held(
 
 
 def _candidate(name: str, case: Case, times: _Timed, held: Sequence[int], layers: int, causal: bool) -> Candidate:
-    last = list(times.seconds.values())[-3:]
+    last = list(times.seconds.values())[-2:]
     seconds, power = times.grown(last, case.length)
     memory, _ = times.grown([float(max(1, x)) for x in held], case.length)
     q, k, *_ = Case(case.length, 1, 1, case.dtype, case.device).tensors()
