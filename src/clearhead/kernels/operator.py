@@ -50,6 +50,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, task: Task, kernel: str = "stream") -> 
     options = (see.pattern.outline(), score.scale, score.softcap, task.dropout, task.distance, task.received, kernel)
     if torch.compiler.is_compiling():
         tensors = tuple(_other(x, tensors[:i]) for i, x in enumerate(tensors))
+        if not any(x is not None and x.requires_grad for x in tensors):
+            return forward_op(*tensors, task.sinks, task.seed, *options)  # it traces no function without gradients
     return _Stream.apply(*tensors, task.sinks, task.seed, *options)
 
 
