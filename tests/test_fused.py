@@ -280,6 +280,17 @@ def test_what_is_told_keeps_its_gradient():
     assert raw.grad is not None
 
 
+@pytest.mark.parametrize("compiles", [True, False])
+def test_no_entropy_is_negative(compiles, monkeypatch):
+    if not compiles:
+        twin(monkeypatch)
+    q, k, v, task = problem("window")
+    raw = forward(q * 40, k, v, task)[1]
+    entropy = raw[RAW.index("entropy")]
+    assert entropy.min() == 0
+    assert (entropy < 1e-6).float().mean() > 0.5
+
+
 def test_collapsed_rows_keep_their_digits():
     """Where logits are large and one key has nearly all the weight, as alarms must see it."""
     q, k, v, task = problem("a chunk and a bit")

@@ -440,7 +440,9 @@ static void finish(const Call *c, const Room *room, int b, int h, int first, int
         /* the greatest of numbers with a NaN among them is NaN */
         float top = total != total && row.top < INFINITY ? NAN : row.top, log_total = logf(total);
         /* from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large */
-        float found[] = {top + log_total, top,        log_total - row.dot / total, any / total,
+        float entropy = log_total - row.dot / total;
+        if (entropy < 0) entropy = 0; /* by rounding; NaN stays */
+        float found[] = {top + log_total, top,        entropy, any / total,
                          row.far / total, row.count};
         for (int i = 0; i < (c->sinks ? 6 : 1); i++)
             ((float *)at(&c->raw, b, h, first + r, 4))[i * c->raw_step] = found[i];

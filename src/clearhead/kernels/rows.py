@@ -91,7 +91,7 @@ def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
     # a logit may be -inf by itself, and its weight 0
     dot = rows.logits.clamp_(min=torch.finfo(total.dtype).min).mul_(rows.exp).sum(-1)
     # from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large
-    entropy = log_total - dot / total
+    entropy = (log_total - dot / total).clamp_(min=0)  # below it by rounding alone
     return torch.stack([top + log_total, top, entropy, sink_weight(rows, sinks) / total, far / total, count])
 
 
