@@ -33,7 +33,7 @@ import typer
 import clearhead as ch
 import test_house
 from clearhead.cli import app, main
-from clearhead.kernels import Statistics
+from clearhead.kernels import Statistics, costs
 from clearhead.train import config, settings, task
 from clearhead.train.clock import Clock
 from tiny_task import SMALL
@@ -85,6 +85,16 @@ def of_docs(name: str) -> ModuleType:
 
 
 equations, make_pictures = of_docs("equations"), of_docs("make_pictures")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rates_as_built_in(tmp_path_factory):
+    """What `clearhead calibrate` once measured on this machine is not what the pages print."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "rates_file", lambda: tmp_path_factory.getbasetemp() / "rates.json")
+        costs.measured.cache_clear()
+        yield
+    costs.measured.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ _HOME = {
     "global_tokens": "clearhead.patterns",
     "graph": "clearhead.patterns",
     "load": "clearhead.train",
+    "memory_budget": "clearhead.kernels",
     "longformer": "clearhead.patterns",
     "prefix": "clearhead.patterns",
     "scattered": "clearhead.patterns",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from clearhead import observe as observe
     from clearhead import picture as picture
     from clearhead.errors import ClearheadError as ClearheadError
+    from clearhead.kernels import memory_budget as memory_budget
     from clearhead.maps import AttentionMap as AttentionMap
     from clearhead.maps import Softmax as Softmax
     from clearhead.maps import attend as attend

@@ -15,7 +15,7 @@ from clearhead.maps import Softmax, attend
 from clearhead.nn.hugging_face.masks import Mask, make_mask
 from clearhead.patterns import causal, everything
 
-NAME = "clearhead"
+NAME = __name__.partition(".")[0]
 
 
 def register_with_transformers() -> None:

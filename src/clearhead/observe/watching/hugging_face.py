@@ -18,7 +18,7 @@ from clearhead.observe.watching.attended import attention_map, four, last_visibl
 from clearhead.observe.watching.frames import says_cross
 
 _KNOWN = ("eager", "sdpa", "flex_attention")
-_OURS = "clearhead"
+_OURS = __name__.partition(".")[0]
 _OPAQUE = "flash_attention"
 _MOST_PAIRS = 1 << 28
 """Pairs of a mask that is only known as a function, up to which it is written out."""
