@@ -92,8 +92,10 @@ def _eager(case: Case) -> Job:
     def forward(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         logits = q @ k.mT / math.sqrt(case.dim)
         logits = logits if hidden is None else logits.masked_fill(hidden, -math.inf)
-        weights = logits.softmax(-1)
-        seen = {"entropy": torch.special.entr(weights).sum(-1), "logsumexp": logits.logsumexp(-1)}
+        weights, lse = logits.softmax(-1), logits.logsumexp(-1)
+        # not by entr: its gradient is infinite where a weight is 0, and softmax makes NaN of that
+        shown = logits if hidden is None else logits.masked_fill(hidden, 0)
+        seen = {"entropy": lse - (weights * shown).sum(-1), "logsumexp": lse}
         return {"output": weights @ v, **seen, "max_weight": weights.amax(-1), "max_logit": logits.amax(-1)}
 
     if case.backward:
