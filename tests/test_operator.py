@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -180,3 +181,11 @@ def test_tiles_side_by_side_give_what_one_thread_gives(inference):
         torch.set_num_threads(before)
     for one, many in zip(*found, strict=True):
         torch.testing.assert_close(many, one, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own, in make_dual
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused_and_not_forgotten(grad):
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    with torch.set_grad_enabled(grad), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        ch.attend(forward_ad.make_dual(q, torch.randn_like(q)), k, v, softcap=2.0)

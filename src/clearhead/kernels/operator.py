@@ -41,18 +41,25 @@ _READ_OUTPUT = {"blocks", LATER}
 
 def run(q: Tensor, k: Tensor, v: Tensor, task: Task, kernel: str = "stream") -> tuple[Tensor, Tensor, Tensor]:
     """`forward` of a kernel, with gradients in q, k, v and the score's bias."""
-    if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+    see, score = task.visible, task.score
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, score.bias))
+    if not (learns or _looked_on()):
         with as_given(q.device):
             return _KERNELS[kernel].forward(q, k, v, task)  # nothing that would need an operator
-    see, score = task.visible, task.score
     lengths, positions = (see.q_lengths, see.k_lengths), (see.q_positions, see.k_positions)
     tensors: tuple[Tensor | None, ...] = (q, k, v, score.bias, see.mask, *lengths, *positions, *_held(see.pattern))
     options = (see.pattern.outline(), score.scale, score.softcap, task.dropout, task.distance, task.received, kernel)
     if torch.compiler.is_compiling():
         tensors = tuple(_other(x, tensors[:i]) for i, x in enumerate(tensors))
-        if not any(x is not None and x.requires_grad for x in tensors):
+        if not learns:
             return forward_op(*tensors, task.sinks, task.seed, *options)  # it traces no function without gradients
     return _Stream.apply(*tensors, task.sinks, task.seed, *options)
+
+
+def _looked_on() -> bool:
+    """Does the compiler, a transform or forward-mode differentiation, which raises here, ask what is computed?"""
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_mode
 
 
 def _held(pattern: Pattern) -> tuple[Tensor | None, ...]:
