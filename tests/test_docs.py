@@ -14,6 +14,7 @@ import doctest
 import importlib.util
 import inspect
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -95,6 +96,16 @@ def rates_as_built_in(tmp_path_factory):
         costs.measured.cache_clear()
         yield
     costs.measured.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def log_levels():
+    """What a page sets, or a library that it uses, ends with it."""
+    loggers = [logging.getLogger(name) for name in (None, "clearhead", "clearhead.observe")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -318,6 +318,8 @@ def test_what_is_not_a_number_is_null_and_counted():
 
 
 def test_what_cannot_be_seen_is_said_once(caplog):
+    caplog.set_level(logging.WARNING, "clearhead.observe")
+
     class Additive(nn.Module):
         def forward(self, x):
             logits = (x[:, :, None] + x[:, None]).tanh().sum(-1)

@@ -64,7 +64,7 @@ def rate(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> R
     near = min(WIDTHS, key=lambda known: abs(known - width))
     found = measured().get(str(device.type), {}).get(f"{str(dtype).removeprefix('torch.')} {near}", {}).get(kernel)
     if found is not None:
-        return Rate(found[0] * (32 + width) / (32 + near), found[1])
+        return Rate(found[0] * ((32 + width) / (32 + near)), found[1])
     usual = RATES["half" if dtype.itemsize == 2 else "float32"][kernel]
     return Rate(usual.pair * (32 + width) / 96 * max(1, dtype.itemsize // 4), usual.call)
 
