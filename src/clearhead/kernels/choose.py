@@ -11,6 +11,7 @@ from clearhead.errors import InputError
 from clearhead.kernels.call import Call
 from clearhead.kernels.costs import Cost, as_bytes, how_streamed, in_bytes, measured, predicted
 from clearhead.kernels.runs import ROWS
+from clearhead.kernels.score import traced
 
 SMALL = 1 << 20
 """Query-key pairs that may be held at once: 4 MiB in float32. Below, a dense mask or n² weights are the fast path."""
@@ -97,7 +98,7 @@ def choose(call: Call, among: Collection[str] = ()) -> str:
     `among` names the kernels in question, if not all are. Raises InputError where no kernel meets the memory budget.
     """
     kernels = [(name, misfit) for name, misfit in KERNELS if not among or name in among]
-    if len(kernels) > 1 and (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+    if len(kernels) > 1 and traced():
         return "sdpa" if _sdpa(call) is None else "stream" if _beyond_blocks(call) else LATER
     budget, fits = _budget.get(), []
     for name, misfit in kernels:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.compiler import compiled
-from clearhead.kernels.score import Score
+from clearhead.kernels.score import Score, traced
 from clearhead.kernels.tiles import PAIRS, ROWS, Tile
 from clearhead.kernels.visible import Visible, cut
 
@@ -110,8 +110,7 @@ def tile_size(visible: Visible, samples: int, heads: int) -> dict[str, int]:
 
 def tells(raw: Tensor) -> bool:
     """Can `told` take it, with no one to see which operations make what?"""
-    seen = raw.requires_grad or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return not seen and misfit(raw) is None
+    return not (raw.requires_grad or traced()) and misfit(raw) is None
 
 
 def told(raw: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -16,7 +16,7 @@ from clearhead.kernels import blocks, stream
 from clearhead.kernels.call import describe
 from clearhead.kernels.choose import LATER, choose
 from clearhead.kernels.rows import RAW
-from clearhead.kernels.score import Score, as_given, working_dtype
+from clearhead.kernels.score import Score, as_given, traced, working_dtype
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import Pattern, restore
@@ -58,8 +58,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, task: Task, kernel: str = "stream") -> 
 
 def _looked_on() -> bool:
     """Does the compiler, a transform or forward-mode differentiation, which raises here, ask what is computed?"""
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_mode
+    return traced() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _held(pattern: Pattern) -> tuple[Tensor | None, ...]:

@@ -44,3 +44,8 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def as_given(device: torch.device) -> AbstractContextManager[None]:
     """A block in which products are taken in their tensors' own dtype, whatever autocast surrounds it."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def traced() -> bool:
+    """Does the compiler or a transform of torch.func look on, so that tensors stand for others and cannot be read?"""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
