@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import math
+import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+import clearhead
 from clearhead.kernels import Score, Statistics, Task, Visible, compiler, fused
 from clearhead.kernels.rows import RAW
 from clearhead.kernels.stream import backward, forward, how, misfit
@@ -444,5 +446,22 @@ def test_why_nothing_is_compiled(source, monkeypatch, caplog):
     assert "two.c" in caplog.text
 
 
-def test_the_source_is_where_the_package_is():
-    assert Path(fused.__file__).with_name("fused.c").exists()
+def test_what_is_included_is_part_of_the_source(source):
+    number, words = source.with_name("number.h"), source.with_name("words.h")
+    source.write_text('#include <math.h>\n#include "number.h"\nint two(void) { return NUMBER; }\n')
+    number.write_text('#include "words.h"\n#define NUMBER 2\n')
+    words.write_text("\n")
+    assert compiler.compiled(source).two() == 2
+    assert compiler.parts(source) == [source, number, words]
+    number.write_text("#define NUMBER 3\n")
+    compiler.compiled.cache_clear()
+    assert compiler.compiled(source).two() == 3
+
+
+def test_every_part_of_the_source_comes_with_the_package():
+    package = Path(clearhead.__file__).parent
+    patterns = tomllib.loads((package.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = {file for pattern in patterns["clearhead"] for file in package.glob(pattern)}
+    parts = compiler.parts(Path(fused.__file__).with_name("fused.c"))
+    assert len(parts) > 1
+    assert set(parts) <= shipped

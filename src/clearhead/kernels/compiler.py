@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -39,10 +40,19 @@ def compiled(source: Path) -> ctypes.CDLL | str:
         return reason
 
 
+def parts(source: Path) -> list[Path]:
+    """The file and what it includes from its own folder, and so on, in the order of first mention."""
+    found = [source]
+    for file in found:  # which grows
+        names = re.findall(r'^\s*#\s*include\s*"(.+)"', file.read_text(encoding="utf-8"), re.MULTILINE)
+        found += [part for part in map(source.with_name, names) if part not in found and part.exists()]
+    return found
+
+
 def _made(source: Path, compiler: list[str]) -> Path:
     """The library's file. Its name tells source, compiler and processor: folders are shared between machines."""
-    content = source.read_bytes()
-    key = hashlib.sha256(b"\0".join([content, repr((compiler, _FLAGS, _processor())).encode()])).hexdigest()[:16]
+    content = (file.read_bytes() for file in parts(source))
+    key = hashlib.sha256(b"\0".join([*content, repr((compiler, _FLAGS, _processor())).encode()])).hexdigest()[:16]
     folder = _folder()
     file = folder / f"{source.stem}-{key}.so"
     if not file.exists():
