@@ -1,0 +1,86 @@
+"""The command line: each command reads its arguments, calls one function of the library, returns the lines to print.
+
+Results alone go to standard output. Every mistake is one line on standard error and exit status 2.
+"""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+import clearhead
+from clearhead.cli import measures, models
+from clearhead.errors import ClearheadError
+
+app = typer.Typer(
+    name="clearhead",
+    help="Self-attention for PyTorch that is fast, right, and can be seen through.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(asked: bool | None) -> None:
+    if asked:
+        _print([f"clearhead {clearhead.__version__}"])
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = None,
+) -> None:
+    pass
+
+
+for command in (
+    models.train,
+    models.evaluate,
+    models.predict,
+    models.inspect,
+    measures.advise,
+    measures.calibrate,
+    models.demo,
+):
+    app.command()(command)
+app.add_typer(measures.bench, name="bench")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program; ends it with status 0, 2 after a mistake, 130 after Ctrl-C."""
+    # Before torch is imported: its threads then sleep while they wait for each other. By default they spin, and where
+    # anything else is running on the same cores a training takes many times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        results = app(arguments, standalone_mode=False)  # what the command returns, or the status it exits with
+    except ClearheadError as error:
+        results = _refuse(str(error))
+    except _UsageError as error:
+        results = _refuse(error.format_message())
+    except typer.Abort:  # Ctrl-C, in some versions of typer
+        results = 130
+    sys.exit(results if isinstance(results, int) else _print(results or []))
+
+
+def _print(lines: list[str]) -> int:
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough; the interpreter must not complain when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+_UsageError: Any = typer.BadParameter.__mro__[2]
+"""The root of what the parser raises: click's, of which some versions of typer carry their own copy."""
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
