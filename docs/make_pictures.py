@@ -71,7 +71,7 @@ def word() -> Figure:
     maps = model.maps(WORD)
     A = maps[[name for name in maps if "cross" in name][-1]]
     rows = [*model.predict([WORD])[0].split(), "end"]
-    return ch.picture.heatmap(A.weights().mean(1), rows=rows, columns=model.letters.labels(WORD), title=WORD)
+    return ch.picture.heatmap(A.weights().mean(1), rows=rows, columns=model.source_tokenizer.labels(WORD), title=WORD)
 
 
 def story() -> Figure:

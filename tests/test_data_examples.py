@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clearhead.data import Examples, Ragged, Tokenizer
-from clearhead.data.checks import check_lengths, check_words, read_lines
+from clearhead.data.checks import check_lengths, check_texts, read_lines
 from clearhead.data.examples import spell_a_letter
 from clearhead.errors import DataError
 from tiny_task import Tiny
@@ -63,10 +63,10 @@ def test_what_is_too_long_is_refused_or_cut():
         Examples.read(TINY, "train", LETTERS, SYMBOLS, limit=3)
 
 
-@pytest.mark.parametrize(("words", "problem"), [([], "no words"), (["a", " "], "word 2 is empty")])
+@pytest.mark.parametrize(("words", "problem"), [([], "nothing to predict"), (["a", " "], "text 2 is empty")])
 def test_words_that_are_none(words, problem):
     with pytest.raises(DataError, match=problem):
-        check_words(words)
+        check_texts(words)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_words_that_are_none(words, problem):
     [
         (b"one\n\xe9t\xe9\n", r":2: not UTF-8 \(byte 0xE9\); save the file as UTF-8"),
         (b"one\n\ntwo\n", r":2: an empty line; remove it"),
-        (b"", r": no words; write one a line"),
+        (b"", r": an empty file; write one text a line"),
     ],
 )
 def test_files_are_refused_by_line(content, problem, tmp_path):

@@ -88,7 +88,7 @@ def test_words_that_cannot_be_predicted(learnt):
     with pytest.raises(DataError, match="line 2: 'abcdefabcdefabcdef' has 18 tokens, the model reads 12"):
         model.predict(["ab", "abcdef" * 3])
     assert len(model.predict(["ab", "abcdef" * 3], truncate=True)) == 2
-    with pytest.raises(DataError, match="no words"):
+    with pytest.raises(DataError, match="nothing to predict"):
         model.predict([])
 
 

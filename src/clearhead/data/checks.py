@@ -1,4 +1,4 @@
-"""Checks of what people bring: files and words, refused by file and line before anything is computed."""
+"""Checks of what people bring: files and texts, refused by file and line before anything is computed."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,17 +32,17 @@ def decode_lines(file: BinaryIO | Iterable[bytes], name: str) -> list[str]:
             raise DataError(f"{name}:{number}: an empty line; remove it")
         lines.append(line)
     if not lines:
-        raise DataError(f"{name}: no words; write one a line")
+        raise DataError(f"{name}: an empty file; write one text a line")
     return lines
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Raise DataError when there is no word, or an empty one."""
-    if not words:
-        raise DataError("no words to predict; give at least one")
-    for number, word in enumerate(words, start=1):
-        if not word.strip():
-            raise DataError(f"word {number} is empty; remove it")
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise DataError when there is no text, or an empty one."""
+    if not texts:
+        raise DataError("nothing to predict from; give at least one text")
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise DataError(f"text {number} is empty; remove it")
 
 
 def check_lengths(

@@ -65,8 +65,8 @@ class Examples:
         cls,
         source: Source,
         split: Split,
-        letters: Tokenizer,
-        symbols: Tokenizer,
+        source_tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer,
         *,
         limit: int = 2**31,
         truncate: bool = False,
@@ -83,11 +83,13 @@ class Examples:
         if not pairs:
             raise DataError(f"the split {split!r} is empty: there is nothing to learn from")
         texts, answers = zip(*pairs, strict=True)
-        rows = check_lengths(texts, letters.encode(texts), limit, truncate)
-        targets = check_lengths(answers, symbols.encode(answers), limit - 1, truncate)  # begin or end is the last one
-        if letters.spells and byte_share:
+        rows = check_lengths(texts, source_tokenizer.encode(texts), limit, truncate)
+        targets = check_lengths(
+            answers, target_tokenizer.encode(answers), limit - 1, truncate
+        )  # begin or end is the last one
+        if source_tokenizer.spells and byte_share:
             chosen = _draw(len(rows), byte_share, seed)
-            rows += spell_a_letter([rows[i] for i in chosen], letters, random.Random(seed))
+            rows += spell_a_letter([rows[i] for i in chosen], source_tokenizer, random.Random(seed))
             targets += [targets[i] for i in chosen]
         return cls(Ragged.of(rows), Ragged.of([[BOS, *row, EOS] for row in targets]))
 

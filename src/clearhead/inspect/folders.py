@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from clearhead.data import BOS
-from clearhead.data.checks import check_lengths, check_words
+from clearhead.data.checks import check_lengths, check_texts
 from clearhead.errors import InputError
 from clearhead.inspect.hugging_face import HuggingFaceModel
 from clearhead.inspect.models import Inspected, Question, Reading
@@ -61,15 +61,15 @@ class RunModel(Inspected):
         """A word's letters, and its pronunciation as given or else as predicted."""
         if question.text is None:
             raise InputError(f"{self.path} is a run of `clearhead train`, which reads words: give --text")
-        check_words([question.text])
+        check_texts([question.text])
         trained, limit = self._trained, self._trained.config.model.max_length
-        source = check_lengths([question.text], trained.letters.encode([question.text]), limit)
+        source = check_lengths([question.text], trained.source_tokenizer.encode([question.text]), limit)
         said = trained.predict([question.text])[0] if question.target is None else question.target
-        target = check_lengths([said], trained.symbols.encode([said]), limit - 1)[0]
-        phonemes = trained.symbols.labels(said)
+        target = check_lengths([said], trained.target_tokenizer.encode([said]), limit - 1)[0]
+        phonemes = trained.target_tokenizer.labels(said)
         return Reading(
             {"source": torch.tensor(source), "target": torch.tensor([[BOS, *target]])},
-            trained.letters.labels(question.text),
+            trained.source_tokenizer.labels(question.text),
             ["begin", *phonemes],
             [*phonemes, "end"],
         )

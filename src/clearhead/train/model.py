@@ -1,4 +1,4 @@
-"""A trained model: the network with its tokenizers, from words to pronunciations."""
+"""A trained model: the network with its tokenizers, from source texts to target texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_model, save
 
 from clearhead.data import BOS, EOS, Ragged, Tokenizer
-from clearhead.data.checks import check_lengths, check_words
+from clearhead.data.checks import check_lengths, check_texts
 from clearhead.errors import ConfigError, InputError, RunError
 from clearhead.maps import AttentionMap, Softmax
 from clearhead.nn import Hypothesis, Seq2Seq, generate, maps
@@ -22,14 +22,14 @@ _BATCH_TOKENS = 16_384  # of all beams together, so that memory does not depend 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One pronunciation, the score that ranks it (higher is better), and whether it ended within the limit."""
+    """One target text, the score that ranks it (higher is better), and whether it ended within the limit."""
 
     text: str
     score: float
     finished: bool
 
 
-def build(config: Config, letters: Tokenizer, symbols: Tokenizer) -> Seq2Seq:
+def build(config: Config, source: Tokenizer, target: Tokenizer) -> Seq2Seq:
     """The network that a configuration describes, newly initialised from torch's global generator."""
     network = config.model
     try:
@@ -37,8 +37,8 @@ def build(config: Config, letters: Tokenizer, symbols: Tokenizer) -> Seq2Seq:
     except InputError as error:
         raise ConfigError(f"model.pattern: {error}") from None
     return Seq2Seq(
-        len(letters),
-        len(symbols),
+        len(source),
+        len(target),
         embed_dim=network.embed_dim,
         num_heads=network.num_heads,
         ff_dim=network.ff_dim,
@@ -56,55 +56,59 @@ def build(config: Config, letters: Tokenizer, symbols: Tokenizer) -> Seq2Seq:
 class Model:
     """What a run folder predicts with.
 
-    config, letters, symbols: the settings and the tokenizers. module: the network, in evaluation mode.
+    config, source_tokenizer, target_tokenizer: the settings, and how texts become tokens. module: the network, in
+    evaluation mode.
     """
 
-    def __init__(self, module: Seq2Seq, letters: Tokenizer, symbols: Tokenizer, config: Config) -> None:
-        self.module, self.letters, self.symbols, self.config = module.eval(), letters, symbols, config
+    def __init__(self, module: Seq2Seq, source: Tokenizer, target: Tokenizer, config: Config) -> None:
+        self.module, self.config = module.eval(), config
+        self.source_tokenizer, self.target_tokenizer = source, target
 
     @overload
     def predict(
-        self, words: Sequence[str], *, beam: int | None = None, n_best: None = None, truncate: bool = False
+        self, texts: Sequence[str], *, beam: int | None = None, n_best: None = None, truncate: bool = False
     ) -> list[str]: ...
 
     @overload
     def predict(
-        self, words: Sequence[str], *, beam: int | None = None, n_best: int, truncate: bool = False
+        self, texts: Sequence[str], *, beam: int | None = None, n_best: int, truncate: bool = False
     ) -> list[list[Prediction]]: ...
 
     def predict(
-        self, words: Sequence[str], *, beam: int | None = None, n_best: int | None = None, truncate: bool = False
+        self, texts: Sequence[str], *, beam: int | None = None, n_best: int | None = None, truncate: bool = False
     ) -> list[str] | list[list[Prediction]]:
-        """Pronounce words: one text each, or with `n_best` the best so many of each, with their scores.
+        """The target of each source text, or with `n_best` the best so many of each, with their scores.
 
         beam: hypotheses that are kept while searching; None: as configured, 1: greedy. At least n_best.
-        truncate: cut words longer than the model reads, instead of raising DataError.
+        truncate: cut texts longer than the model reads, instead of raising DataError.
         """
         beam = max(self.config.decode.beam, n_best or 1) if beam is None else beam
         if not 1 <= (n_best or 1) <= beam:
             raise InputError(f"n_best is {n_best} and beam {beam}: 1 <= n_best <= beam is needed")
-        check_words(words)
-        tokens = check_lengths(words, self.letters.encode(words), self.config.model.max_length, truncate)
+        check_texts(texts)
+        tokens = check_lengths(texts, self.source_tokenizer.encode(texts), self.config.model.max_length, truncate)
         found = self._search(Ragged.of(tokens), beam, n_best or 1)
         if n_best is None:
-            return [self.symbols.decode(best[0].tokens) for best in found]
-        return [[Prediction(self.symbols.decode(h.tokens), h.score, h.finished) for h in best] for best in found]
+            return [self.target_tokenizer.decode(best[0].tokens) for best in found]
+        return [
+            [Prediction(self.target_tokenizer.decode(h.tokens), h.score, h.finished) for h in best] for best in found
+        ]
 
-    def unfamiliar(self, words: Sequence[str]) -> list[str]:
-        """The characters in the words that training never saw; they are read as bytes."""
-        return list(dict.fromkeys(character for word in words for character in self.letters.spelled(word)))
+    def unfamiliar(self, texts: Sequence[str]) -> list[str]:
+        """What is in the texts that training never saw; it is read as bytes."""
+        return list(dict.fromkeys(part for text in texts for part in self.source_tokenizer.spelled(text)))
 
-    def maps(self, word: str, pronunciation: str | None = None) -> dict[str, AttentionMap]:
-        """The attention of every layer while the model pronounces a word (as it does by itself, or as given).
+    def maps(self, text: str, target: str | None = None) -> dict[str, AttentionMap]:
+        """The attention of every layer while the model turns a source text into its target (as predicted, or as given).
 
         Keys are module paths: "encoder.layers.0.attention", "decoder.layers.0.cross_attention". Columns of encoder and
-        cross attention are `labels(word)`; rows of the decoder are those at which each phoneme, and then the end, is
-        predicted.
+        cross attention are `source_tokenizer.labels(text)`; rows of the decoder are those at which each target token,
+        and then the end, is predicted.
         """
-        target = [BOS, *self.symbols.encode([self.predict([word])[0] if pronunciation is None else pronunciation])[0]]
-        source = self.letters.encode([word])
+        written = self.predict([text])[0] if target is None else target
+        tokens = [BOS, *self.target_tokenizer.encode([written])[0]]
         with torch.no_grad():
-            return maps(self.module, torch.tensor(source), torch.tensor([target]))
+            return maps(self.module, torch.tensor(self.source_tokenizer.encode([text])), torch.tensor([tokens]))
 
     @torch.no_grad()
     def _search(self, source: Ragged, beam: int, n_best: int) -> list[list[Hypothesis]]:
@@ -154,11 +158,11 @@ def load(path: str | Path) -> Model:
             f"{path} has no model.safetensors: its training has not ended; go on with "
             f"`clearhead train {config.task} --name {folder.path.name} --resume`"
         )
-    letters, symbols = folder.read_tokenizers()
-    module = build(config, letters, symbols)
+    source, target = folder.read_tokenizers()
+    module = build(config, source, target)
     try:
         load_model(module, folder.model)
     except Exception as error:  # safetensors raises bare Exceptions, and torch RuntimeError for other shapes
         problem: Any = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{folder.model} is damaged: {problem}") from None
-    return Model(module, letters, symbols, config)
+    return Model(module, source, target, config)

@@ -43,7 +43,7 @@ def write_report(run: RunFolder, model: Model, source: Source, scores: Mapping[s
 def attention(model: Model, word: str) -> dict[str, Any]:
     """The weights of every head for one word, as arrays (H, Nq, Nk), with the names of their rows and columns."""
     pronunciation = model.predict([word])[0]
-    letters, phonemes = model.letters.labels(word), model.symbols.labels(pronunciation)
+    letters, phonemes = model.source_tokenizer.labels(word), model.target_tokenizer.labels(pronunciation)
     read, said = ["begin", *phonemes], [*phonemes, _END]
     axes = {"encoder": (letters, letters), "self": (read, read), "cross": (said, letters)}
     with torch.no_grad():

@@ -6,8 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch import Trainer
 
-from clearhead.data import Batches, Examples, Source, Tokenizer, open_source
+from clearhead.data import Batches, Examples
 from clearhead.errors import ConfigError, RunError
 from clearhead.train import checkpoints, parts, precision
 from clearhead.train.config import TASKS, Config
@@ -23,6 +21,7 @@ from clearhead.train.evaluation import Evaluation, validation_loss
 from clearhead.train.folder import RunFolder, write_text
 from clearhead.train.interrupt import Interrupt, Interrupted
 from clearhead.train.journal import Display, Journal
+from clearhead.train.material import Material, gather
 from clearhead.train.model import Model, build
 from clearhead.train.monitoring import Monitor
 from clearhead.train.report import write_report
@@ -64,9 +63,9 @@ def train(
     else:
         run.create(overwrite)
         run.write_config(config)
-    material = _gather(config, say)
-    write_text(run.source, material.letters.to_json())
-    write_text(run.target, material.symbols.to_json())
+    material = gather(config, say)
+    write_text(run.source, material.source_tokenizer.to_json())
+    write_text(run.target, material.target_tokenizer.to_json())
     model = _with_decisions(run, _new(config, material), material.train, say)
     _fit(run, model, material, resume)
     _finish(run, model, material, say)
@@ -81,26 +80,16 @@ def _first() -> bool:
 def _along(run: RunFolder, resume: bool) -> NoReturn:
     """Train as one of the processes that are not the first, which has made the folder and all decisions."""
     config = run.read_config()
-    material = _gather(config, lambda _: None)
+    material = gather(config, lambda _: None)
     _fit(run, _new(config, material), material, resume)
     raise SystemExit(0)
 
 
-def _new(config: Config, material: "Material") -> Model:
+def _new(config: Config, material: Material) -> Model:
     """The model to train, initialised from the seed."""
     torch.manual_seed(config.seed)
-    return Model(build(config, material.letters, material.symbols), material.letters, material.symbols, config)
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a training learns from, and is validated on."""
-
-    source: Source
-    letters: Tokenizer
-    symbols: Tokenizer
-    train: Examples
-    valid: Examples
+    source, target = material.source_tokenizer, material.target_tokenizer
+    return Model(build(config, source, target), source, target, config)
 
 
 def _say(message: str) -> None:
@@ -124,19 +113,6 @@ def _started(run: RunFolder, config: Config | None) -> Config:
     return started
 
 
-def _gather(config: Config, say: Say) -> Material:
-    source, data, limit = open_source(config.data.source), config.data, config.model.max_length
-    letters = Tokenizer.characters((text for text, _ in source.pairs("train")), data.lowercase)
-    symbols = Tokenizer.symbols(text for _, text in source.pairs("train"))
-    read = partial(Examples.read, source, letters=letters, symbols=symbols, limit=limit, truncate=data.truncate)
-    train, valid = read("train", byte_share=data.byte_share, seed=config.seed), read("valid")
-    batches = Batches(train, data.batch_tokens)
-    say(
-        f"{len(train):,} examples, {batches.tokens:,} tokens in {len(batches):,} batches, {batches.padding:.1%} padding"
-    )
-    return Material(source, letters, symbols, train, valid)
-
-
 def _with_decisions(run: RunFolder, model: Model, examples: Examples, say: Say) -> Model:
     """The model with its parts and precision decided, and written into the run folder: a resumed run keeps them."""
     config = model.config
@@ -150,7 +126,7 @@ def _with_decisions(run: RunFolder, model: Model, examples: Examples, say: Say) 
         say(f"precision {best}: " + ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items()))
         config = _decided(config, precision=best)
     run.write_config(config)
-    return Model(model.module, model.letters, model.symbols, config)
+    return Model(model.module, model.source_tokenizer, model.target_tokenizer, config)
 
 
 def _decided(config: Config, **values: Any) -> Config:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clearhead.data import open_source
 from clearhead.data.sources import Split
+from clearhead.train.material import open_data
 
 if TYPE_CHECKING:
     from clearhead.train.model import Model
@@ -76,7 +76,7 @@ def score(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]
 
 def evaluate(model: "Model", split: Split = "test", beam: int | None = None) -> dict[str, Any]:
     """Score a model on every word of a split of the source it was trained on; see `score`."""
-    references = open_source(model.config.data.source).references(split)
+    references = open_data(model.config.data).references(split)
     words = list(references)
     return score(dict(zip(words, model.predict(words, beam=beam), strict=True)), references)
 
