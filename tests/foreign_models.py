@@ -35,6 +35,8 @@ class Foreign:
             for name, p in model.named_parameters():
                 if p.dim() > 1 and "embed" not in name and "wpe" not in name and "wte" not in name:
                     p.mul_(self.sharper)
+                if name.endswith("sinks"):
+                    p.normal_()
         return model.eval()
 
     def inputs(self, padded: bool, left: bool = False) -> dict[str, torch.Tensor]:
@@ -79,6 +81,7 @@ T5 = {
     "vocab_size": 50,
     "decoder_start_token_id": 0,
 }
+GPT_OSS = {**GROUPED, "head_dim": 8, "sliding_window": 4, "num_local_experts": 2, "num_experts_per_tok": 1}
 MODELS = (
     Foreign("bert", "BertConfig", "BertModel", {**PLAIN, **ROOM}),
     Foreign("roberta", "RobertaConfig", "RobertaModel", {**PLAIN, **ROOM}),
@@ -91,6 +94,7 @@ MODELS = (
     Foreign("gpt_neox", "GPTNeoXConfig", "GPTNeoXModel", {**PLAIN, **ROOM, **QUIET}, kind="decoder"),
     Foreign("phi", "PhiConfig", "PhiModel", {**PLAIN, **ROOM, **QUIET}, kind="decoder"),
     Foreign("gemma2", "Gemma2Config", "Gemma2Model", GEMMA2, ways=("eager",), kind="decoder"),
+    Foreign("gpt_oss", "GptOssConfig", "GptOssModel", GPT_OSS, ways=("eager",), kind="decoder"),
     Foreign("t5", "T5Config", "T5Model", T5, kind="both", sharper=1.0),
     Foreign("marian", "MarianConfig", "MarianModel", SEQ2SEQ, kind="both"),
     Foreign("bart", "BartConfig", "BartModel", SEQ2SEQ, kind="both"),

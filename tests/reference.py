@@ -23,6 +23,7 @@ class Problem:
     scale: float | None = None
     softcap: float | None = None
     bias: Tensor | None = None
+    sinks: Tensor | None = None  # (H,), each a logit more in the rows of its head, whose value is zero
 
     def visible(self) -> Tensor:
         """(B, H, Nq, Nk): what the pattern's definition, padding, mask and bias leave."""
@@ -58,10 +59,13 @@ class Problem:
             s = s + bias.masked_fill(bias == -math.inf, 0)
         return s.masked_fill(~self.visible(), -math.inf)
 
-    def weights(self, s: Tensor) -> Tensor:
-        seen = self.visible()
+    def weights(self, s: Tensor, sinks: Tensor | None = None) -> Tensor:
+        seen, sinks = self.visible(), self.sinks if sinks is None else sinks
         blank = ~seen.any(-1, keepdim=True)
-        return s.masked_fill(blank, 0).softmax(-1).masked_fill(blank | ~seen, 0)
+        s = s.masked_fill(blank, 0)
+        if sinks is not None:
+            s = torch.cat([s, sinks.double()[:, None, None].expand(*s.shape[:3], 1)], -1)
+        return s.softmax(-1)[..., : seen.shape[-1]].masked_fill(blank | ~seen, 0)
 
     def clean64(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v in float64 with whatever stands in padding removed."""
@@ -76,13 +80,17 @@ class Problem:
 
         return clean(self.q, q_len), clean(self.k, k_len), clean(self.v, k_len)
 
-    def output(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        w = self.weights(self.logits(q, k, bias))
+    def output(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, sinks: Tensor | None = None
+    ) -> Tensor:
+        w = self.weights(self.logits(q, k, bias), sinks)
         return w @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
-def statistics(problem: Problem, s: Tensor, w: Tensor) -> dict[str, Tensor]:
+def statistics(problem: Problem, s: Tensor, w: Tensor, sinks: Tensor | None = None) -> dict[str, Tensor]:
     """DESIGN's table, row by row from the matrix; NaN where undefined."""
+    sinks = problem.sinks if sinks is None else sinks
+    whole = s if sinks is None else torch.cat([s, sinks.double()[:, None, None].expand(*s.shape[:3], 1)], -1)
     seen = problem.visible()
     count = seen.sum(-1)
     blank = count == 0
@@ -90,7 +98,7 @@ def statistics(problem: Problem, s: Tensor, w: Tensor) -> dict[str, Tensor]:
     far = (q_at[..., :, None] - k_at[..., None, :]).abs().double()
     entropy = torch.special.entr(w).sum(-1)
     rows = {
-        "logsumexp": s.logsumexp(-1),
+        "logsumexp": whole.logsumexp(-1),
         "max_logit": s.amax(-1),
         "max_weight": w.amax(-1),
         "entropy": entropy,

@@ -262,10 +262,8 @@ def test_weights_are_given_where_they_are_asked_for():
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
 
 
-GPT_OSS = {**foreign.GROUPED, "head_dim": 8, "sliding_window": 4, "num_local_experts": 2, "num_experts_per_tok": 1}
 BERT, OWN = {**foreign.PLAIN, **foreign.ROOM}, "computes with masks itself"
 OTHERS = (
-    (foreign.Foreign("gpt_oss", "GptOssConfig", "GptOssModel", GPT_OSS), "does not take learned sinks"),
     (foreign.Foreign("megatron", "MegatronBertConfig", "MegatronBertModel", BERT), OWN),
     (foreign.Foreign("mvp", "MvpConfig", "MvpModel", foreign.SEQ2SEQ, kind="both"), OWN),
     (foreign.Foreign("canine", "CanineConfig", "CanineModel", BERT), OWN),

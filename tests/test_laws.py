@@ -134,11 +134,13 @@ def problems(draw, dtypes=DTYPES, padding=True):
             bias = bias.masked_fill(torch.rand(bias.shape, generator=generator) < 0.2, -math.inf)
     softcap = draw(st.sampled_from([None, None, 2.0]))
     scale = draw(st.sampled_from([None, None, 0.7]))
-    return Problem(q, k, v, pattern, sees, call, scale, softcap, bias)
+    sinks = rand(h, dtype=draw(st.sampled_from([dtype, torch.float32]))) if draw(st.integers(0, 2)) == 0 else None
+    return Problem(q, k, v, pattern, sees, call, scale, softcap, bias, sinks)
 
 
-def make(problem, q=None, k=None, bias=None):
-    mechanism = ch.Softmax(problem.pattern, problem.scale, problem.softcap, problem.bias if bias is None else bias)
+def make(problem, q=None, k=None, bias=None, sinks=None):
+    learned = (problem.bias if bias is None else bias, problem.sinks if sinks is None else sinks)
+    mechanism = ch.Softmax(problem.pattern, problem.scale, problem.softcap, *learned)
     return mechanism(problem.q if q is None else q, problem.k if k is None else k, **problem.call)
 
 
@@ -178,10 +180,15 @@ def fused_error(dtype):
     return ERRORS[dtype]
 
 
+def learned(problem, dtype=None):
+    """Copies of the bias and the sinks that are to learn, in a dtype if not in their own."""
+    own = (None if x is None else x.detach().clone() for x in (problem.bias, problem.sinks))
+    return [None if x is None else x.to(dtype or x.dtype).requires_grad_() for x in own]
+
+
 def leaves(problem):
-    q, k, v = (x.clone().requires_grad_() for x in problem.clean64())
-    bias = None if problem.bias is None else problem.bias.double().requires_grad_()
-    return q, k, v, bias
+    """All of float64 that gradients come to: q, k, v, bias and sinks."""
+    return *(x.clone().requires_grad_() for x in problem.clean64()), *learned(problem, torch.float64)
 
 
 # 1. A @ v, A.T @ y and single rows are the matrix's
@@ -226,8 +233,13 @@ def test_linear_and_adjoint(problem):
 def test_rows_sum_to_one_or_are_nothing(problem):
     q, k, v = (x.clone().requires_grad_() for x in (problem.q, problem.k, problem.v))
     A, seen = make(problem, q=q, k=k), problem.visible().any(-1)
-    sums = A.weights().sum(-1)
-    close(sums, seen.double(), problem.q.dtype, factor=16)
+    q64, k64, _ = problem.clean64()
+    s = problem.logits(q64, k64, None if problem.bias is None else problem.bias.double())
+    mass = torch.zeros_like(seen, dtype=torch.float64)
+    if problem.sinks is not None:  # of the learned sink
+        z = problem.sinks.double()[:, None].expand(mass.shape)
+        mass = (z - torch.cat([s, z[..., None]], -1).logsumexp(-1)).exp() * seen
+    close(A.weights().sum(-1) + mass, seen.double(), problem.q.dtype, factor=16)
     for forced in (False, True):
         with _forced(forced):
             out = make(problem, q=q, k=k) @ v
@@ -236,6 +248,13 @@ def test_rows_sum_to_one_or_are_nothing(problem):
             grads = torch.autograd.grad(out.sum() if not seen.all() else out.square().sum(), (q, k, v))
             assert all(g.isfinite().all() for g in grads)
             assert (grads[0][~seen] == 0).all()
+            if problem.sinks is not None:
+                sinks = problem.sinks.clone().requires_grad_()
+                A = make(problem, q=q, k=k, sinks=sinks)
+                out, stats = A.apply(v, statistics=True)
+                blind = torch.stack([out.float().sum(-1), stats.entropy, stats.logsumexp, stats.sink])[:, ~seen]
+                (grad,) = torch.autograd.grad(blind.nan_to_num(0).sum() + 0 * sinks.sum(), sinks)
+                assert (grad == 0).all()
 
 
 # 4. nothing leaks
@@ -300,17 +319,17 @@ def test_padding_may_hold_anything(problem):
 @given(problems())
 def test_gradients_are_right(problem):
     dtype = problem.q.dtype
-    q64, k64, v64, bias64 = leaves(problem)
-    want_out = problem.output(q64, k64, v64, bias64)
+    every = leaves(problem)
+    want_out = problem.output(*every)
     weight = torch.randn_like(want_out)
-    wanted = [x for x in (q64, k64, v64, bias64) if x is not None]
+    wanted = [x for x in every if x is not None]
     want = torch.autograd.grad((want_out * weight).sum(), wanted, allow_unused=True, materialize_grads=True)
     for forced in (False, True):
         with _forced(forced):
             q, k, v = (x.clone().requires_grad_() for x in (problem.q, problem.k, problem.v))
-            bias = None if problem.bias is None else problem.bias.clone().requires_grad_()
-            out = make(problem, q=q, k=k, bias=bias) @ v
-            leaves_ = [x for x in (q, k, v, bias) if x is not None]
+            bias, sinks = learned(problem)
+            out = make(problem, q=q, k=k, bias=bias, sinks=sinks) @ v
+            leaves_ = [x for x in (q, k, v, bias, sinks) if x is not None]
             got = torch.autograd.grad((out.double() * weight).sum(), leaves_, materialize_grads=True, allow_unused=True)
             for g, w in zip(got, want, strict=True):
                 close(g, w, dtype, factor=24)
@@ -348,26 +367,26 @@ def test_questions_are_answered_as_by_the_matrix(problem):
 @given(problems(dtypes=(torch.float64, torch.float32)))
 def test_gradients_through_statistics(problem):
     dtype, names = problem.q.dtype, ("logsumexp", "entropy", "normalized_entropy", "max_weight", "max_logit")
-    q64, k64, v64, bias64 = leaves(problem)
+    q64, k64, v64, bias64, sinks64 = leaves(problem)
     s = problem.logits(q64, k64, bias64)
-    W = problem.weights(s)
-    want = statistics(problem, s, W)
+    W = problem.weights(s, sinks64)
+    want = statistics(problem, s, W, sinks64)
     weight = torch.randn(len(names), *W.shape[:3], dtype=torch.float64)
     seen = problem.visible().any(-1)
     masks = [seen & ~want[name].isnan() for name in names]
     loss = sum((want[n][m] * w[m]).sum() for n, w, m in zip(names, weight, masks, strict=True))
-    loss = loss + problem.output(q64, k64, v64, bias64).square().sum()
-    wanted = [x for x in (q64, k64, v64, bias64) if x is not None]
+    loss = loss + problem.output(q64, k64, v64, bias64, sinks64).square().sum()
+    wanted = [x for x in (q64, k64, v64, bias64, sinks64) if x is not None]
     if not loss.requires_grad:
         return
     want_grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
     q, k, v = (x.clone().requires_grad_() for x in (problem.q, problem.k, problem.v))
-    bias = None if problem.bias is None else problem.bias.clone().requires_grad_()
-    out, stats = make(problem, q=q, k=k, bias=bias).apply(v, statistics=True)
+    bias, sinks = learned(problem)
+    out, stats = make(problem, q=q, k=k, bias=bias, sinks=sinks).apply(v, statistics=True)
     loss = sum((getattr(stats, n)[m] * w[m]).sum() for n, w, m in zip(names, weight, masks, strict=True))
     loss = loss + out.double().square().sum()
     got = torch.autograd.grad(
-        loss, [x for x in (q, k, v, bias) if x is not None], allow_unused=True, materialize_grads=True
+        loss, [x for x in (q, k, v, bias, sinks) if x is not None], allow_unused=True, materialize_grads=True
     )
     for g, w in zip(got, want_grads, strict=True):
         # softmax of logits with an entropy gradient nearly cancels where weights are tiny

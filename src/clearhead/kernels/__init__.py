@@ -3,7 +3,7 @@
 from clearhead.kernels.call import Call, describe
 from clearhead.kernels.choose import SMALL, Explanation, choose, explain, memory_budget
 from clearhead.kernels.operator import run
-from clearhead.kernels.rows import Rows, softmax_rows
+from clearhead.kernels.rows import Rows, logsumexp, softmax_rows
 from clearhead.kernels.score import Score, as_given, working_dtype
 from clearhead.kernels.sdpa import sdpa
 from clearhead.kernels.statistics import Statistics
@@ -25,6 +25,7 @@ __all__ = [
     "choose",
     "describe",
     "explain",
+    "logsumexp",
     "memory_budget",
     "run",
     "sdpa",

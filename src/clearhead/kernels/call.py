@@ -13,7 +13,10 @@ from clearhead.kernels.visible import Visible
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One application of attention, as far as the choice of a kernel depends on it. `shape` is (B, H, Nq, Nk)."""
+    """One application of attention, as far as the choice of a kernel depends on it. `shape` is (B, H, Nq, Nk).
+
+    With learned `sinks` the logsumexp is asked for too, and has a gradient.
+    """
 
     shape: tuple[int, int, int, int]
     widths: tuple[int, int]
@@ -22,6 +25,7 @@ class Call:
     score: Score
     dropout: float = 0.0
     statistics: bool = False
+    sinks: bool = False
     dtype: torch.dtype = torch.float32
 
     @property

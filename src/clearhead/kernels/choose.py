@@ -26,6 +26,8 @@ LATER = "later"
 def _sdpa(call: Call) -> str | None:
     if call.statistics:
         return "returns no statistics"
+    if call.sinks:
+        return "returns no logsumexp, which learned sinks ask for"
     if call.score.softcap is not None:
         return "has no soft cap"
     if (cells := call.mask_cells) > SMALL:
@@ -56,6 +58,8 @@ def _beyond_blocks(call: Call) -> str | None:
         return "is for CPUs"
     if call.statistics:
         return "returns no statistics"
+    if call.sinks:
+        return "gives the logsumexp no gradient, as learned sinks need"
     if call.dropout:
         return "drops no weights"
     if call.score.softcap is not None:

@@ -20,11 +20,13 @@ class Statistics:
     """Statistics of attention rows, of the weights before dropout. None is "not measured", never 0.
 
     Attributes, (B, H, Nq) float32 unless said, natural logarithms:
-        logsumexp: log Σ exp s over the keys the row sees, s the logits after scale, soft cap and bias.
+        logsumexp: log Σ exp s over the keys the row sees, s the logits after scale, soft cap and bias; and over a
+            learned sink.
         max_logit, max_weight: the greatest logit, the greatest weight.
         entropy: -Σ A log A, in nats.
         normalized_entropy: entropy / log(visible keys); NaN where a row sees one key.
-        sink: the weight of the sample's first real key (Xiao 2023, Gu 2025), or of the keys named; NaN where unseen.
+        sink: the weight of the sample's first real key (Xiao 2023, Gu 2025), or of the keys named, and
+            of a learned sink; NaN where the row sees none.
         distance: Σ A · |position of the query - position of the key|.
         visible: how many keys the row sees, int64.
         received: (B, H, Nk), the sum of the weights that each key received; over all rows only.

@@ -135,11 +135,14 @@ class AttentionMap(ABC):
 
     def received(self) -> Tensor:
         """The sum of the weights that each key received, (B, H, Nk): the column sums."""
+        return self._dropped(self._received())
+
+    def _received(self) -> Tensor:
         b, h, _, n_keys = self._full
         total = torch.zeros(b, h, n_keys, dtype=self._wide, device=self.device)
         for strip, part in self._visit(lambda strip: strip.weights().sum(-2)):
             total[strip.b, strip.h, strip.keys] += part
-        return self._dropped(total)
+        return total
 
     def pool(self, height: int, width: int) -> Tensor:
         """The matrix at a lower resolution, (B, H, height, width): block means, as `adaptive_avg_pool2d` takes them."""

@@ -107,6 +107,21 @@ def check_bias(bias: Tensor | None, q: Tensor | None = None, k: Tensor | None = 
     return _broadcastable("bias", bias, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), q.device)
 
 
+def check_sinks(sinks: Tensor | None, q: Tensor | None = None) -> Tensor | None:
+    """Learned sinks (H,); with q (B, H, Nq, D), one for each of its heads."""
+    if sinks is None:
+        return None
+    kind = sinks.dtype if isinstance(sinks, Tensor) else type(sinks).__name__
+    if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
+        raise InputError(f"sinks is {kind}; write a float tensor (H,) such as nn.Parameter(torch.zeros(heads))")
+    heads = "H" if q is None else q.shape[1]
+    if sinks.dim() != 1 or (q is not None and len(sinks) != heads):
+        raise ShapeError(f"sinks has shape {tuple(sinks.shape)}; expected ({heads},), a logit for each head")
+    if q is not None and sinks.device != q.device:
+        raise InputError(f"sinks is on {sinks.device}, q is on {q.device}; write sinks.to('{q.device}')")
+    return sinks
+
+
 def _check_lengths(lengths: Any, b: int, n_queries: int, n_keys: int, device: torch.device) -> tuple[Any, Any]:
     if not isinstance(lengths, tuple):
         if lengths is None:

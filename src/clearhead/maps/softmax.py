@@ -24,6 +24,7 @@ from clearhead.kernels import (
     as_given,
     choose,
     describe,
+    logsumexp,
     run,
     sdpa,
     softmax_rows,
@@ -33,17 +34,27 @@ from clearhead.kernels import (
 from clearhead.kernels import explain as explain_call
 from clearhead.maps.base import AttentionMap, Strip, autocasted, with_axes
 from clearhead.maps.cache import GrowingCache
-from clearhead.maps.checks import check_bias, check_queries_and_keys, visible_pairs
+from clearhead.maps.checks import check_bias, check_queries_and_keys, check_sinks, visible_pairs
 from clearhead.maps.ring import cache_for
+from clearhead.maps.sinks import beside, kept
 from clearhead.patterns import Pattern, everything
 
 
 class SoftmaxMap(AttentionMap):
-    """The map of a softmax mechanism."""
+    """The map of a softmax mechanism; `sinks` (H,) are learned ones."""
 
-    def __init__(self, q: Tensor, k: Tensor, visible: Visible, score: Score, axes: int, distance: bool) -> None:
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        visible: Visible,
+        score: Score,
+        axes: int,
+        distance: bool,
+        sinks: Tensor | None = None,
+    ) -> None:
         super().__init__(q, k, axes)
-        self._q, self._k = q, k
+        self._q, self._k, self._sinks = q, k, sinks
         self.visible, self._score, self._distance = visible, score, distance
 
     def _clean(self) -> tuple[Tensor, Tensor]:
@@ -58,7 +69,7 @@ class SoftmaxMap(AttentionMap):
         return explain_call(self._call(self._q.shape[-1] if v_dim is None else v_dim, dropout, statistics))
 
     def _call(self, v_dim: int, dropout: float, statistics: bool) -> Call:
-        options = {"dropout": dropout, "statistics": statistics}
+        options = {"dropout": dropout, "statistics": statistics, "sinks": self._sinks is not None}
         return describe(self._q, self._k, v_dim, self.visible, self._score, **options)
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
@@ -67,10 +78,16 @@ class SoftmaxMap(AttentionMap):
         kernel = choose(self._call(v.shape[-1], dropout, statistics))
         if kernel == "sdpa":
             return see.clean(sdpa(q, k, v, see, self._score, dropout), see.q_lengths), None
-        sinks = see.first_key() if statistics else None
-        out, raw, _ = run(q, k, v, self._task(see, self._score, sinks, dropout), kernel)
+        named = see.first_key() if statistics else None
+        out, raw, _ = run(q, k, v, self._task(see, self._score, named, dropout), kernel)
+        if self._sinks is not None:
+            out = (out * kept(raw[0], self._sinks)[..., None]).to(out.dtype)
         out = see.clean(out, see.q_lengths)
-        return out, Statistics.of(raw, None, distance=self._distance) if statistics else None
+        return out, self._told(raw, None) if statistics else None
+
+    def _told(self, raw: Tensor, received: Tensor | None) -> Statistics:
+        raw = raw if self._sinks is None else beside(raw, self._sinks)
+        return Statistics.of(raw, received, distance=self._distance)
 
     def _task(self, see: Visible, score: Score, sinks: Tensor | None, dropout: float = 0.0, **options: Any) -> Task:
         # the seed comes from the global generator, so that torch.manual_seed decides and checkpointing repeats it
@@ -93,20 +110,20 @@ class SoftmaxMap(AttentionMap):
         if not n_keys:
             return q.new_zeros(b, h, n_queries, 0, dtype=self._wide)
         everywhere = (slice(0, b), slice(0, self._kv_heads), slice(0, h), slice(0, n_queries), slice(0, n_keys))
-        return _softmax(Tile(*everywhere, everywhere[-1], free=False, unpadded=False), q, k, see, score)
+        return _softmax(Tile(*everywhere, everywhere[-1], free=False, unpadded=False), q, k, see, score, self._sinks)
 
     def _strips(self) -> Iterator[Strip]:
         (q, k), see = self._clean(), self.visible.placed()
         for tile in tiles(see, *self._full[:2], self._kv_heads):
             if tile.keys.stop > tile.keys.start:
-                weights = partial(_softmax, tile, q, k, see, self._score)
+                weights = partial(_softmax, tile, q, k, see, self._score, self._sinks)
                 yield Strip(tile.b, tile.h, tile.rows, tile.keys, weights)
 
     def detach(self, copy: bool = False) -> "SoftmaxMap":
         own = (lambda x: x.detach().clone()) if copy else Tensor.detach
-        bias = None if self._score.bias is None else own(self._score.bias)
+        bias, sinks = (None if x is None else own(x) for x in (self._score.bias, self._sinks))
         score = Score(self._score.scale, self._score.softcap, bias)
-        return SoftmaxMap(own(self._q), own(self._k), self.visible, score, self._axes, self._distance)
+        return SoftmaxMap(own(self._q), own(self._k), self.visible, score, self._axes, self._distance, sinks)
 
     def of(self, samples: Tensor) -> "SoftmaxMap":
         """The map of some samples alone, whose numbers are `samples` (S,)."""
@@ -115,7 +132,7 @@ class SoftmaxMap(AttentionMap):
             bias = bias.index_select(0, samples)
         score = Score(self._score.scale, self._score.softcap, bias)
         q, k = self._q.index_select(0, samples), self._k.index_select(0, samples)
-        return SoftmaxMap(q, k, self.visible.of(samples), score, self._axes, self._distance)
+        return SoftmaxMap(q, k, self.visible.of(samples), score, self._axes, self._distance, self._sinks)
 
     @property
     def measures_distance(self) -> bool:
@@ -126,20 +143,23 @@ class SoftmaxMap(AttentionMap):
         named = self.visible.first_key() if sinks is None else sinks[None]
         nothing = k.new_zeros(*k.shape[:3], 0)
         if rows is None:
-            task = self._task(self.visible, self._score, named, received=received)
+            task = self._task(self.visible, self._score, named, received=received and self._sinks is None)
             _, raw, total = run(q, k, nothing, task)
-            return Statistics.of(raw, total if received else None, distance=self._distance)
+            if received and self._sinks is not None:
+                total = self._received()
+            return self._told(raw, total if received else None)
         q, see, score = self._selected(q, rows)
         _, raw, _ = run(q, k, nothing, self._task(see, score, named))
-        return Statistics.of(raw, None, distance=self._distance)
+        return self._told(raw, None)
 
 
-def _softmax(tile: Tile, q: Tensor, k: Tensor, see: Visible, score: Score) -> Tensor:
+def _softmax(tile: Tile, q: Tensor, k: Tensor, see: Visible, score: Score, sinks: Tensor | None) -> Tensor:
     """The weights of a tile, (b, h, rows, keys)."""
     wide = working_dtype(q.dtype)
     queries, keys = q[tile.b, tile.h, tile.rows].to(wide), k[tile.b, tile.kv, tile.keys].to(wide)
     with as_given(q.device):
-        return softmax_rows(tile, queries, keys, score, see).weights
+        rows = softmax_rows(tile, queries, keys, score, see)
+        return rows.weights if sinks is None else rows.weights * kept(logsumexp(rows), sinks[tile.h])[..., None]
 
 
 class Softmax(nn.Module):
@@ -151,6 +171,9 @@ class Softmax(nn.Module):
         softcap: c bounds the scaled products by c · tanh(s / c) (Gemma 2); none if None.
         bias: float tensor broadcastable to (B, H, Nq, Nk), added to the logits, read by row and column; may be an
             nn.Parameter. A key whose bias is -inf is not seen.
+        sinks: learned sinks, a float tensor (H,), may be an nn.Parameter: a logit for each head that the softmax of its
+            rows counts in, and that has no value, so that a head need not attend to any key (gpt-oss); zeros are
+            "softmax off by one" (Miller 2023).
     """
 
     def __init__(
@@ -159,14 +182,22 @@ class Softmax(nn.Module):
         scale: float | None = None,
         softcap: float | None = None,
         bias: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.scale, self.softcap = scale, _softcap(softcap)
         self._take(_pattern(pattern))
-        if isinstance(bias, nn.Parameter):
-            self.bias: Tensor | None = check_bias(bias)
+        self.bias: Tensor | None
+        self.sinks: Tensor | None
+        self._hold("bias", check_bias(bias))
+        self._hold("sinks", check_sinks(sinks))
+
+    def _hold(self, name: str, x: Tensor | None) -> None:
+        """Hold a tensor so that it moves with the module, and learns if it is a parameter."""
+        if isinstance(x, nn.Parameter):
+            self.register_parameter(name, x)
         else:
-            self.register_buffer("bias", None if bias is None else check_bias(bias), persistent=False)
+            self.register_buffer(name, x, persistent=False)
 
     def _take(self, pattern: Pattern) -> None:
         """Hold the tensors of `pattern` as buffers, so that they move with the module."""
@@ -185,7 +216,8 @@ class Softmax(nn.Module):
         """The arguments that would make this mechanism again."""
         parts = [repr(self.pattern)]
         parts += [f"{name}={value}" for name in ("scale", "softcap") if (value := getattr(self, name)) is not None]
-        return ", ".join(parts + ([] if self.bias is None else [f"bias={tuple(self.bias.shape)}"]))
+        tensors = {"bias": self.bias, "sinks": self.sinks}
+        return ", ".join(parts + [f"{name}={tuple(x.shape)}" for name, x in tensors.items() if x is not None])
 
     def forward(
         self,
@@ -211,7 +243,7 @@ class Softmax(nn.Module):
         """
         both = self.pattern if pattern is None else _both(self.pattern, _pattern(pattern))
         call = (both, lengths, mask, q_positions, k_positions)
-        return _softmax_map(q, k, self.scale, self.softcap, self.bias, *call)
+        return _softmax_map(q, k, self.scale, self.softcap, self.bias, self.sinks, *call)
 
     def cache(self) -> GrowingCache:
         """An empty cache for decoding step by step: a ring where the pattern bounds what later queries see."""
@@ -248,6 +280,7 @@ def _softmax_map(
     scale: float | None,
     softcap: float | None,
     bias: Tensor | None,
+    sinks: Tensor | None,
     pattern: Pattern,
     lengths: Any,
     mask: Tensor | None,
@@ -261,7 +294,7 @@ def _softmax_map(
     score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, check_bias(bias, q, k))
     # keys alone have lengths in cross-attention, where queries and keys stand on different axes
     distance = q_positions is not None or not (isinstance(lengths, tuple) and lengths[0] is None)
-    return SoftmaxMap(q, k, visible, score, axes, distance)
+    return SoftmaxMap(q, k, visible, score, axes, distance, check_sinks(sinks, q))
 
 
 def attend(
@@ -273,6 +306,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     dropout: float = 0.0,
     statistics: bool = False,
     **call: Any,
@@ -290,14 +324,14 @@ def attend(
         and isinstance(v, Tensor)
         and q.shape == k.shape == v.shape
         and len(q.shape) == 4
-        and scale is softcap is bias is None
+        and scale is softcap is bias is sinks is None
         and not (dropout or statistics)
         and q.dtype is k.dtype is v.dtype
         and q.is_floating_point()
         and q.device == k.device == v.device
     ):
         return scaled_dot_product_attention(q, k, v)
-    A = _attention_map(q, k, pattern, scale, softcap, bias, **call)
+    A = _attention_map(q, k, pattern, scale, softcap, bias, sinks, **call)
     return A.apply(v, dropout, statistics)
 
 
@@ -308,6 +342,7 @@ def _attention_map(
     scale: float | None,
     softcap: float | None,
     bias: Tensor | None,
+    sinks: Tensor | None,
     *,
     lengths: Any = None,
     mask: Tensor | None = None,
@@ -315,7 +350,7 @@ def _attention_map(
     k_positions: Tensor | None = None,
 ) -> SoftmaxMap:
     call = (lengths, mask, q_positions, k_positions)
-    return _softmax_map(q, k, scale, _softcap(softcap), bias, _pattern(pattern), *call)
+    return _softmax_map(q, k, scale, _softcap(softcap), bias, sinks, _pattern(pattern), *call)
 
 
 def explain(
@@ -327,10 +362,11 @@ def explain(
     scale: float | None = None,
     softcap: float | None = None,
     bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     dropout: float = 0.0,
     statistics: bool = False,
     **call: Any,
 ) -> Explanation:
     """Which kernel `attend` runs for these tensors and options, and why each other one does not; prints as a table."""
-    A = _attention_map(q, k, pattern, scale, softcap, bias, **call)
+    A = _attention_map(q, k, pattern, scale, softcap, bias, sinks, **call)
     return A.explain(v_dim, dropout, statistics)

@@ -25,9 +25,9 @@ def register_with_transformers() -> None:
     >>> model = AutoModel.from_pretrained(folder, attn_implementation="clearhead")
     >>> model.set_attn_implementation("clearhead")  # or afterwards
 
-    Outputs are those of `eager`. Grouped heads, soft caps, position biases, dropout and every cache but a paged one
-    are taken; causal, windowed, chunked and packed masks are never written out. Raises MissingExtra without
-    transformers, InputError for one that is too old.
+    Outputs are those of `eager`. Grouped heads, soft caps, position biases, learned sinks, dropout and every cache
+    but a paged one are taken; causal, windowed, chunked and packed masks are never written out. Raises MissingExtra
+    without transformers, InputError for one that is too old.
     """
     extra("transformers", "transformers")
     try:
@@ -54,12 +54,13 @@ def _attention(
     is_causal: bool | None = None,
     softcap: float | None = None,
     position_bias: Tensor | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of query (B, H, Nq, D) to key (B, Hkv, Nk, D): (B, Nq, H, Dv), and its weights if they are asked for.
 
     `attention_mask` is a Mask, or boolean, or added to the logits, (B or 1, H or 1, Nq, at least Nk); without one,
-    modules that say so are causal, the beginnings of queries and keys lined up.
+    modules that say so are causal, the beginnings of queries and keys lined up. `s_aux` (H,) are learned sinks.
     """
     _check(options)
     if attention_mask is None and query.shape[2] > 1 and _causal(module, is_causal):
@@ -68,17 +69,17 @@ def _attention(
     else:
         call = _seen(attention_mask, key.shape[2])
     bias = _sum(call.pop("bias", None), None if position_bias is None else position_bias[..., : key.shape[2]])
-    out = attend(query, key, value, scale=scaling, softcap=softcap, bias=bias, dropout=dropout, **call)
+    logits: dict[str, Any] = {"scale": scaling, "softcap": softcap, "bias": bias, "sinks": s_aux}
+    out = attend(query, key, value, dropout=dropout, **logits, **call)
     weights = None
     if options.get("output_attentions"):
-        mechanism = Softmax(call.pop("pattern"), scaling, softcap, bias)
+        mechanism = Softmax(call.pop("pattern"), **logits)
         weights = mechanism(query, key, **call).weights().to(query.dtype)
     return out.transpose(1, 2).contiguous(), weights
 
 
 _REFUSED = {
-    "s_aux": "learned sinks",
-    "sinks": "learned sinks",
+    "sinks": "sinks that come with the queries",
     "indices": "keys chosen by an indexer",
     "block_indices": "blocks of keys chosen by an indexer",
     "cache": "a paged cache",

@@ -25,6 +25,7 @@ def attention_map(
     softcap: float | None = None,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     causal_from: Line | None = None,
     q_positions: Tensor | None = None,
     cross: bool = False,
@@ -44,7 +45,7 @@ def attention_map(
     see = Visible(pattern, n_queries, n_keys, q.device, mask, None, None, q_positions, at_keys)
     score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, bias)
     known = q_positions is not None or n_queries == n_keys or causal_from is not None
-    return SoftmaxMap(q, k, see, score, 4, distance=known and not cross)
+    return SoftmaxMap(q, k, see, score, 4, distance=known and not cross, sinks=sinks)
 
 
 def logits_map(logits: Tensor, cross: bool = False) -> SoftmaxMap:

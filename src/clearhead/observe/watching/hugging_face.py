@@ -127,8 +127,6 @@ class _Asked:
 
     def unseen(self) -> str | None:
         """Why this call cannot be described, or None."""
-        if self.options.get("s_aux") is not None:
-            return "learned sinks, whose share of the softmax is not measured"
         if self.options.get("cache") is not None:
             return "a paged cache"
         if not isinstance(self.given, Tensor | None) and self._pairs() > _MOST_PAIRS:
@@ -166,6 +164,7 @@ class _Asked:
             softcap=self.options.get("softcap"),
             mask=mask,
             bias=bias,
+            sinks=self.options.get("s_aux"),
             causal_from="beginnings" if flagged else None,
             q_positions=at,
             cross=self.cross,
