@@ -196,6 +196,46 @@ def test_mistakes_are_marked_and_come_first(tmp_path):
     assert "K ER1 N" in body
 
 
+def test_texts_are_shown_by_what_they_score(tmp_path):
+    def sample(i):
+        return {
+            "source": f"s{i}",
+            "prediction": ["a", "x"],
+            "references": [["a", "b"]],
+            "score": i / 50,
+            "measure": "chrF",
+        }
+
+    body = report(tmp_path, examples=[sample(i) for i in range(50)])
+    found = re.findall(r'<article class="sample (\w+)"><p class="measure"><b>([\d.]+)</b> chrF', body)
+    assert [kind for kind, _ in found] == ["best"] * 10 + ["middle"] * 10 + ["worst"] * 10
+    values = [float(score) for _, score in found]
+    assert values == sorted(values, reverse=True)
+    assert (values[0], values[10], values[-1]) == (98.0, 58.0, 0.0)
+    assert '<dd class="output" dir="auto">a <mark>x</mark> </dd>' in body
+    assert '<dd class="reference" dir="auto">a <mark>b</mark> </dd>' in body
+    few = report(tmp_path, examples=[sample(1), sample(3)])
+    assert re.findall(r"<article .*?<b>([\d.]+)", few) == ["6.0", "2.0"]
+
+
+def test_scores_say_what_is_better_and_whose_they_are(tmp_path):
+    row = {"name": "BLEU", "value": 0.41, "note": "", "published": False, "unit": "", "better": "more"}
+    body = report(tmp_path, scores=[row, {**row, "name": "lead", "ours": False}])
+    assert "More is better." in body
+    assert ">41.00</td>" in body
+    assert re.findall(r'class="origin">([\w ]+)<', body) == ["this model", "baseline"]
+    body = report(tmp_path, scores=[row, {**row, "better": "less", "unit": "%"}])
+    assert "Of error rates less is better" in body
+    assert ">41.00 %</td>" in body
+
+
+def test_the_chart_of_validation_is_that_of_the_task(tmp_path):
+    body = report(tmp_path, curves=[{"step": 1, "valid_bleu": 20.0, "valid_chrf": 40.0}])
+    assert "Validation, greedy" in body
+    assert "Validation error" not in body
+    assert "Validation error" in report(tmp_path, curves=[{"step": 1, "train_loss": 2.0}])
+
+
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
@@ -208,6 +248,7 @@ def test_mistakes_are_marked_and_come_first(tmp_path):
         ({"attention": [attention(axes=(list("abc"), ["a"]))]}, ShapeError, r"columns: 1 labels.*4 keys"),
         ({"attention": [{**attention(), "axes": {}}]}, InputError, "no entry in 'axes'"),
         ({"examples": [{**EXAMPLE, "references": []}]}, InputError, "'cat' has no reference"),
+        ({"examples": [{**EXAMPLE, "references": [], "score": 0.1}]}, InputError, "'cat' has no reference"),
         ({"curves": [{"train_loss": 1.0}]}, InputError, "record 0 has no number as its 'step'"),
         ({"curves": [{"step": 1, "train_loss": "low"}]}, InputError, "'train_loss' at step 1 is 'low'"),
         ({"scores": [{"name": "wer", "value": "x", "note": "", "published": False}]}, InputError, "'wer' is 'x'"),

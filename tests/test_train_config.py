@@ -63,7 +63,7 @@ def test_every_key_can_be_set():
         ("g2p", "decode.zzz=5", "unknown key 'decode.zzz'; decode has beam, length_penalty"),
         ("g2p", "monitor.every=0", "monitor.every: should be greater than or equal to 1, not 0"),
         ("g2p", "monitor.remedies=[qk-clop]", "should be 'qk-clip', 'lower-learning-rate' or 'stop', not 'qk-clop'"),
-        ("g2p", "zzz=5", "the configuration has task, seed, data, model, train, monitor, decode"),
+        ("g2p", "zzz=5", "the configuration has task, seed, score, data, model, train, monitor, decode"),
         ("g2p", "model.layers", "--set model.layers: write key=value, such as model.layers=4"),
         ("g2p", "model.layers=true", "model.layers: should be a valid integer, not True"),
         ("g2p", "model.layers=0", "model.layers: should be greater than or equal to 1, not 0"),

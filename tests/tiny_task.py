@@ -39,7 +39,7 @@ SMALL = [
     "train.precision=float32",
     "train.duration=12 steps",
     "train.evaluations=3",
-    "train.validation_words=5",
+    "train.validation_samples=5",
     "decode.beam=2",
 ]
 

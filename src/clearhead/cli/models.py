@@ -46,13 +46,12 @@ def train(
 
 
 def evaluate(run: Run, as_json: AsJson = False, beam: Beam = None) -> list[str]:
-    """Score a model on all words of the test split, beside published figures."""
+    """Score a model on the whole test split, beside what it compares with."""
     from clearhead.train import evaluate, load, scores
 
-    found = evaluate(load(run), beam=beam)
-    if as_json:
-        return [json.dumps(found)]
-    return [f"{row['value']:>7.2%}  {row['name']} ({row['note']})" for row in scores.table(found)]
+    model = load(run)
+    found = evaluate(model, beam=beam)
+    return [json.dumps(found)] if as_json else scores.lines(model.config.score, found)
 
 
 def predict(

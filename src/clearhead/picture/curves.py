@@ -30,8 +30,8 @@ class Chart:
     from_zero: bool = True
 
 
-CHARTS = (
-    Chart("Loss", {"train_loss": "training", "valid_loss": "validation"}, from_zero=False),
+LOSS = Chart("Loss", {"train_loss": "training", "valid_loss": "validation"}, from_zero=False)
+SCORES = (
     Chart(
         "Validation error",
         {
@@ -42,6 +42,21 @@ CHARTS = (
         },
         form="{:.1%}",
     ),
+    Chart("Validation error", {"valid_cer": "characters"}, form="{:.1%}"),
+    Chart("Validation, exact matches", {"valid_exact_match": "exact match"}, form="{:.1%}"),
+    Chart(
+        "Validation, greedy",
+        {"valid_bleu": "BLEU", "valid_bleu_lowercase": "BLEU, lower-case", "valid_chrf": "chrF"},
+        form="{:.1f}",
+    ),
+    Chart(
+        "Validation, greedy",
+        {"valid_rouge1": "ROUGE-1", "valid_rouge2": "ROUGE-2", "valid_rougeL": "ROUGE-L"},
+        form="{:.3f}",
+    ),
+)
+"""By kind of task: one or two of them have values."""
+PACE = (
     Chart("Learning rate", {"learning_rate": "last"}, form="{:.3g}"),
     Chart("Throughput", {"tokens_per_second": "tokens a second, last"}, form="{:,.0f}"),
 )
@@ -66,7 +81,7 @@ def draw(records: Records) -> tuple[Markup, list[dict[str, Any]]]:
     figures: list[Markup] = []
     data: list[dict[str, Any]] = []
     records, norms = _with_norms(records)
-    for each in [*CHARTS, *norms, *_others(records, norms)]:
+    for each in [LOSS, *_scores(records), *PACE, *norms, *_others(records, norms)]:
         lines = [line for key, label in each.keys.items() if (line := _line(records, key, label))]
         if any(line.points for line in lines):
             drawn, read = chart.draw(each.title, lines, each.form, each.from_zero, len(data))
@@ -75,6 +90,12 @@ def draw(records: Records) -> tuple[Markup, list[dict[str, Any]]]:
             drawn = tag("p", "never finite" if lines else "not measured", class_="absent")
         figures.append(tag("figure", tag("figcaption", each.title), drawn))
     return tag("div", *figures, class_="charts"), data
+
+
+def _scores(records: Records) -> list[Chart]:
+    """Those charts of validation that the task has, or the first, for saying that nothing was measured."""
+    known = {key for record in records for key in record}
+    return [each for each in SCORES if known & set(each.keys)] or [SCORES[0]]
 
 
 def course(records: Records) -> str:
@@ -109,7 +130,7 @@ def _with_norms(records: Records) -> tuple[Records, list[Chart]]:
 
 
 def _others(records: Records, more: Sequence[Chart]) -> list[Chart]:
-    known = {*CLOCK, *NESTED, *(key for each in [*CHARTS, *more] for key in each.keys)}
+    known = {*CLOCK, *NESTED, *(key for each in [LOSS, *SCORES, *PACE, *more] for key in each.keys)}
     return [
         Chart(key, {key: "last"}) for key in dict.fromkeys(k for record in records for k in record) if key not in known
     ]

@@ -19,15 +19,20 @@ def table(examples: Sequence[Mapping[str, Any]]) -> Markup:
     """
     if not examples:
         return tag("p", "none were made", class_="absent")
-    for example in examples:
-        if not example["references"]:
-            raise InputError(f"examples: {example['source']!r} has no reference, expected at least one list of symbols")
+    check_references(examples)
     aligned = [(example, align_nearest(example["prediction"], example["references"])) for example in examples]
     wrong = [_row(*item) for item in aligned if mistakes(item[1])]
     right = [_row(*item) for item in aligned if not mistakes(item[1])]
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("word", "prediction", "also right"))))
     rows = tag("table", head, tag("tbody", *wrong, *right), class_="examples")
     return join(_choice(len(wrong), len(right)), _key(), tag("div", rows, class_="wide"))
+
+
+def check_references(examples: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError for an example without a reference."""
+    for example in examples:
+        if not example["references"]:
+            raise InputError(f"examples: {example['source']!r} has no reference, expected at least one list of symbols")
 
 
 def _choice(wrong: int, right: int) -> Markup:

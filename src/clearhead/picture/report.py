@@ -10,12 +10,15 @@ from typing import Any
 from clearhead.errors import InputError
 from clearhead.picture import curves as courses
 from clearhead.picture import examples as predictions
-from clearhead.picture import explorer, strips
+from clearhead.picture import explorer, samples, strips
 from clearhead.picture.diagnosis import diagnose
 from clearhead.picture.page import Markup, join, page, tag
 
 CAVEAT = "Published figures are for the same dictionary, but not on this split: compare them with care."
-ATTENTION = "Each row is a query, and shows how much of its attention it gives to each key. Choose a word, then a head."
+BETTER = {"less": "Share of mistakes; less is better.", "more": "More is better."}
+ATTENTION = (
+    "Each row is a query, and shows how much of its attention it gives to each key. Choose an example, then a head."
+)
 HEADS = (
     "Each line is a head, each column a step at which it was watched. Choose what to see; point at a head to read it."
 )
@@ -38,9 +41,12 @@ def training_report(
     """Write the report to `path`: one HTML file, legible in light, in dark, on a telephone and on paper.
 
     - `scores`: {"name", "value", "note", "published"}; the value is a fraction, or None where it was not measured.
+      "unit" is that of a hundredth ("%" if it is left out), "better" is "less" (if it is left out) or "more", "ours"
+      False for what another rule reaches on the same examples.
     - `curves`: the records of metrics.jsonl, {"step", "epoch", "seconds", "train_loss", ...}; a key may be missing.
       "attention" and "alarms" are what `clearhead.observe.AttentionMonitor` records of every head.
-    - `examples`: {"source", "prediction": symbols, "references": [symbols, ...]}.
+    - `examples`: {"source", "prediction": symbols, "references": [symbols, ...]}; of texts, whose symbols are words,
+      also "score" (0 to 1) and "measure" (its name): the best, those in the middle and the worst are shown.
     - `attention`: {"title", "maps": {module path: (H, Nq, Nk)}, "axes": {module path: (row labels, column labels)}}.
 
     Raises InputError for values that are no numbers and examples without a reference, ShapeError for maps that are not
@@ -52,11 +58,11 @@ def training_report(
         _header(title, subtitle),
         tag(
             "main",
-            _section("Scores", _scores(scores), "Share of mistakes; less is better."),
+            _section("Scores", _scores(scores), _which_way(scores)),
             _section("Training", join(_verdict(curves), charts), courses.course(curves)),
             _section("Heads", strips.shell(curves), HEADS),
             _section("Attention", explorer.shell(attention), ATTENTION),
-            _section("Predictions", predictions.table(examples), "The nearest of the right answers stands below."),
+            _predictions(examples),
         ),
     )
     Path(path).write_bytes(page(title, body, data))
@@ -80,10 +86,22 @@ def _verdict(curves: Records) -> Markup:
     return tag("p", words, class_="verdict") if words else Markup()
 
 
+def _predictions(examples: Records) -> Markup:
+    if any("score" in example for example in examples):
+        return _section("Predictions", samples.table(examples), f"Of {len(examples):,} examples, by what each scores.")
+    return _section("Predictions", predictions.table(examples), "The nearest of the right answers stands below.")
+
+
+def _which_way(scores: Records) -> str:
+    """Whether more or less is better."""
+    ways = {score.get("better", "less") for score in scores} or {"less"}
+    return BETTER[ways.pop()] if len(ways) == 1 else "Of error rates less is better, of all others more."
+
+
 def _scores(scores: Records) -> Markup:
     if not scores:
         return tag("p", "not measured", class_="absent")
-    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("", "error", "", "note"))))
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in ("", "figure", "", "note"))))
     table = tag("table", head, tag("tbody", *map(_score, scores)), class_="scores")
     caveat = [tag("p", CAVEAT, class_="caveat")] if any(score["published"] for score in scores) else []
     return join(tag("div", table, class_="wide"), *caveat)
@@ -95,15 +113,16 @@ def _score(score: Mapping[str, Any]) -> Markup:
         raise InputError(
             f"scores: {name!r} is {value!r}, expected a fraction such as 0.328, or None where it was not measured"
         )
-    origin = tag("span", "published" if score["published"] else "this model", class_="origin")
-    said = "not measured" if value is None else f"{100 * value:.2f} %"
+    ours = score.get("ours", not score["published"])
+    origin = tag("span", "this model" if ours else "published" if score["published"] else "baseline", class_="origin")
+    said = "not measured" if value is None else f"{100 * value:.2f} {score.get('unit', '%')}".rstrip()
     return tag(
         "tr",
         tag("th", name, " ", origin, scope="row"),
         tag("td", said, class_="number" if value is not None else "number absent"),
         tag("td", _bar(value) if value is not None else ""),
         tag("td", score["note"], class_="muted"),
-        class_="published" if score["published"] else "ours",
+        class_="ours" if ours else "published",
     )
 
 

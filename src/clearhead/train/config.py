@@ -115,8 +115,8 @@ class Training(Section):
     that can be repeated bit for bit (on a CPU, without dropout)."""
     evaluations: Count = 5
     """How often during the training it is validated and a checkpoint is kept, at equal distances."""
-    validation_words: Count = 500
-    """Validation words whose greedy predictions are scored; the loss is of all of them."""
+    validation_samples: Count = 500
+    """Validation examples whose greedy predictions are scored; the loss is of all of them."""
     patience: Count | None = None
     """Evaluations without a lower validation loss after which training stops; None: never early."""
     average: Count = 3
@@ -155,6 +155,8 @@ class Config(Section):
 
     task: str = "g2p"
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    score: Literal["exact", "pronunciation", "summary", "translation"] = "exact"
+    """How predictions are judged: see `clearhead.train.judges`."""
     data: Data = Data()
     model: Network = Network()
     train: Training = Training()
@@ -162,5 +164,5 @@ class Config(Section):
     decode: Decoding = Decoding()
 
 
-TASKS: dict[str, dict[str, Any]] = {"g2p": {"model": {"dropout": 0.0, "decoder_layers": 1}}}
+TASKS: dict[str, dict[str, Any]] = {"g2p": {"score": "pronunciation", "model": {"dropout": 0.0, "decoder_layers": 1}}}
 """What each built-in task sets differently from the defaults."""

@@ -1,6 +1,6 @@
 """Validation on the way: loss and greedy predictions, a checkpoint each time, and the decision to stop early."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from clearhead.train import checkpoints
 from clearhead.train.folder import RunFolder
 from clearhead.train.journal import Journal
 from clearhead.train.model import Model
-from clearhead.train.scores import error_rates, without_stress
+from clearhead.train.scores import Example, judge_of, scored
 from clearhead.train.task import Task, at_step_end, summed_loss
 
 
@@ -30,15 +30,13 @@ def validation_loss(module: nn.Module, batches: Batches) -> float:
     return loss / tokens
 
 
-def validation_errors(model: Model, references: Mapping[str, list[str]]) -> tuple[float, float]:
-    """Word error rates of greedy predictions, with and without stress."""
-    training, words = model.module.training, list(references)
+def validation_scores(model: Model, chosen: Sequence[Example]) -> dict[str, float]:
+    """The figures of greedy predictions, under the names that the journal gives them."""
+    training = model.module.training
     model.module.eval()
-    guesses = dict(zip(words, model.predict(words, beam=1, truncate=True), strict=True))
+    found = scored(model, chosen, beam=1)
     model.module.train(training)
-    plain = {word: [without_stress(answer) for answer in known] for word, known in references.items()}
-    without = {word: without_stress(guess) for word, guess in guesses.items()}
-    return error_rates(guesses, references)[0], error_rates(without, plain)[0]
+    return {f"valid_{figure.key}": found[figure.key] for figure in judge_of(model.config.score).figures}
 
 
 class Evaluation(Callback):
@@ -49,9 +47,9 @@ class Evaluation(Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, journal: Journal, batches: Batches, words: Mapping[str, list[str]], model: Model
+        self, folder: RunFolder, journal: Journal, batches: Batches, examples: Sequence[Example], model: Model
     ):
-        self.folder, self.journal, self.batches, self.words, self.model = folder, journal, batches, words, model
+        self.folder, self.journal, self.batches, self.examples, self.model = folder, journal, batches, examples, model
         self.settings = model.config.train
         self.done, self.best, self.best_step, self.worse = 0, float("inf"), 0, 0
 
@@ -77,8 +75,7 @@ class Evaluation(Callback):
         loss = 0.0
         if trainer.is_global_zero:
             loss = validation_loss(task.model, self.batches)
-            wer, without = validation_errors(self.model, self.words)
-            self.journal.record(trainer, task, valid_loss=loss, valid_wer=wer, valid_wer_without_stress=without)
+            self.journal.record(trainer, task, valid_loss=loss, **validation_scores(self.model, self.examples))
         loss = trainer.strategy.broadcast(loss)
         self.worse = 0 if loss < self.best else self.worse + 1
         if loss < self.best:

@@ -1,6 +1,6 @@
 """What the report of a run shows: its scores, curves, predictions, and what its heads look at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +10,68 @@ from clearhead.data import Source
 from clearhead.errors import InputError
 from clearhead.picture import heatmap, training_report
 from clearhead.train.folder import RunFolder
+from clearhead.train.judges import Judge
 from clearhead.train.model import Model
-from clearhead.train.scores import table
+from clearhead.train.scores import Example, examples, judge_of, table
 
 SHOWN = 200
-"""Predictions listed."""
+"""Predictions looked at."""
 DRAWN = 4
-"""Words whose attention is drawn."""
+"""Examples whose attention is drawn."""
+LONGEST = 128
+"""Tokens on either side up to which attention is drawn: every head of every layer is in the file."""
 _END = "end"
 
 
 def write_report(run: RunFolder, model: Model, source: Source, scores: Mapping[str, Any]) -> None:
     """Write report.html: one file that needs nothing else."""
-    references = source.references("test")
-    words = list(references)[:: max(1, len(references) // SHOWN)][:SHOWN]
-    predictions = model.predict(words)
-    longest = sorted(words, key=lambda word: (abs(len(word) - 9), word))[:DRAWN]
+    kind = model.config.score
+    judge = judge_of(kind)
+    every = examples(source, scores["split"], judge)
+    chosen = every[:: max(1, len(every) // SHOWN)][:SHOWN]
+    predictions = model.predict([one.source for one in chosen], truncate=model.config.data.truncate)
+    samples = [_sample(one, guess, judge) for one, guess in zip(chosen, predictions, strict=True)]
     training_report(
         run.report,
         title=_title(model.config.task, run.path.name),
         subtitle=_subtitle(model),
-        scores=table(scores),
+        scores=table(kind, scores),
         curves=run.read_metrics(),
-        examples=[
-            {"source": word, "prediction": guess.split(), "references": [answer.split() for answer in references[word]]}
-            for word, guess in zip(words, predictions, strict=True)
-        ],
-        attention=[attention(model, word) for word in longest],
+        examples=samples,
+        attention=[attention(model, text, name) for name, text in _drawn(model, samples)],
     )
 
 
-def attention(model: Model, word: str) -> dict[str, Any]:
-    """The weights of every head for one word, as arrays (H, Nq, Nk), with the names of their rows and columns."""
+def _sample(example: Example, prediction: str, judge: Judge) -> dict[str, Any]:
+    """One row of the predictions; of texts with what each scores by itself."""
+    row: dict[str, Any] = {
+        "source": example.source,
+        "prediction": prediction.split(),
+        "references": [answer.split() for answer in example.answers],
+    }
+    if judge.measure:
+        row |= {"score": judge.one(prediction, example.answers), "measure": judge.measure}
+    return row
+
+
+def _drawn(model: Model, samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What to draw the attention of, under which name: words of a usual length; of texts the best, one from the middle,
+    and the worst."""
+    if not any("score" in sample for sample in samples):
+        words = [sample["source"] for sample in samples]
+        return [(word, word) for word in sorted(words, key=lambda word: (abs(len(word) - 9), word))[:DRAWN]]
+    short = [one for one in samples if 3 <= len(model.letters.encode([one["source"]])[0]) <= LONGEST]
+    ordered = sorted(short, key=lambda one: -one["score"])
+    places = {"best": 0, "good": len(ordered) // 4, "middle": len(ordered) // 2, "worst": len(ordered) - 1}
+    return [(f"{name}: {_cut(ordered[i]['source'])}", ordered[i]["source"]) for name, i in places.items() if ordered]
+
+
+def _cut(text: str, most: int = 48) -> str:
+    return text if len(text) <= most else text[: most - 1].rsplit(" ", 1)[0] + " …"
+
+
+def attention(model: Model, word: str, title: str | None = None) -> dict[str, Any]:
+    """The weights of every head for one source, as arrays (H, Nq, Nk), with the names of their rows and columns."""
     pronunciation = model.predict([word])[0]
     letters, phonemes = model.source_tokenizer.labels(word), model.target_tokenizer.labels(pronunciation)
     read, said = ["begin", *phonemes], [*phonemes, _END]
@@ -50,7 +80,7 @@ def attention(model: Model, word: str) -> dict[str, Any]:
         maps = model.maps(word, pronunciation)
         weights = {path: seen.weights()[0].float().numpy() for path, seen in maps.items()}
     return {
-        "title": word,
+        "title": title or word,
         "source": letters,
         "target": phonemes,
         "maps": weights,

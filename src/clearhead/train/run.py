@@ -5,8 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +24,7 @@ from clearhead.train.material import Material, gather
 from clearhead.train.model import Model, build
 from clearhead.train.monitoring import Monitor
 from clearhead.train.report import write_report
-from clearhead.train.scores import evaluate
+from clearhead.train.scores import Example, evaluate, examples, headline, judge_of
 from clearhead.train.settings import read_config
 from clearhead.train.task import Task
 
@@ -141,9 +140,9 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
     """Let Lightning train; raises Interrupted when it was stopped by Ctrl-C."""
     settings, checkpoint = model.config.train, checkpoints.newest(run.checkpoints) if resume else None
     valid = Batches(material.valid, 4 * model.config.data.batch_tokens, shuffle=False)
-    words = _some(material.source.references("valid"), settings.validation_words)
+    chosen = _some(examples(material.source, "valid", judge_of(model.config.score)), settings.validation_samples)
     journal, interrupt = Journal(run), Interrupt(run)
-    evaluation = Evaluation(run, journal, valid, words, model)
+    evaluation = Evaluation(run, journal, valid, chosen, model)
     task = Task(model.module.train(), material.train, model.config)
     watching = model.config.monitor
     monitors = [] if watching.every is None else [Monitor(journal, watching)]
@@ -179,10 +178,10 @@ class _quiet(warnings.catch_warnings):
         return entered
 
 
-def _some(references: Mapping[str, list[str]], count: int) -> dict[str, list[str]]:
-    """Every n-th word, so that all of the alphabet is among them."""
-    step = max(1, len(references) // count)
-    return dict(islice(references.items(), 0, step * count, step))
+def _some(every: Sequence[Example], count: int) -> Sequence[Example]:
+    """Every n-th example, so that all of the alphabet is among them where they are in order."""
+    step = max(1, len(every) // count)
+    return every[: step * count : step]
 
 
 def _finish(run: RunFolder, model: Model, material: Material, say: Say) -> None:
@@ -192,7 +191,7 @@ def _finish(run: RunFolder, model: Model, material: Material, say: Say) -> None:
     write_text(run.scores, json.dumps(scores, indent=2) + "\n")
     write_report(run, model, material.source, scores)
     model.save(run)  # last: a run folder that holds it is complete
-    say(f"{run.path}: word error rate {scores['wer_without_stress']:.1%} without stress, {scores['wer']:.1%} with it")
+    say(f"{run.path}: {headline(model.config.score, scores)}")
 
 
 def _choose_weights(run: RunFolder, model: Model, valid: Batches) -> str:
