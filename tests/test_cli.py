@@ -116,7 +116,7 @@ def test_scores(clearhead, runs):
     status, output, errors = clearhead("evaluate", "runs/run", "--json")
     scores = json.loads(output)
     assert (status, errors) == (0, "")
-    assert list(scores) == ["wer", "per", "wer_without_stress", "per_without_stress", "words"]
+    assert list(scores) == ["wer", "per", "wer_without_stress", "per_without_stress", "words", "split", "beam"]
     saved = json.loads((runs / "run/scores.json").read_text())
     assert {key: saved[key] for key in scores} == scores
     _, output, _ = clearhead("evaluate", "runs/run", "--beam", "1")

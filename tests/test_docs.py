@@ -346,7 +346,9 @@ def test_every_key_of_the_configuration_is_documented_with_its_default():
 def test_what_the_task_sets_differently_is_documented():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     for section, keys in G2P.items():
-        paths = {f"{section}.{key}": value for key, value in keys.items()} if isinstance(keys, dict) else {section: keys}
+        paths = (
+            {f"{section}.{key}": value for key, value in keys.items()} if isinstance(keys, dict) else {section: keys}
+        )
         for path, value in paths.items():
             assert f"`{path}` to `{value}`" in text
 

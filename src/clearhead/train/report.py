@@ -60,7 +60,8 @@ def _drawn(model: Model, samples: Sequence[Mapping[str, Any]]) -> list[tuple[str
     if not any("score" in sample for sample in samples):
         words = [sample["source"] for sample in samples]
         return [(word, word) for word in sorted(words, key=lambda word: (abs(len(word) - 9), word))[:DRAWN]]
-    short = [one for one in samples if 3 <= len(model.letters.encode([one["source"]])[0]) <= LONGEST]
+    tokens, most = model.source_tokenizer.encode([one["source"] for one in samples]), model.config.model.max_length
+    short = [one for one, row in zip(samples, tokens, strict=True) if 3 <= len(row) <= min(LONGEST, most)]
     ordered = sorted(short, key=lambda one: -one["score"])
     places = {"best": 0, "good": len(ordered) // 4, "middle": len(ordered) // 2, "worst": len(ordered) - 1}
     return [(f"{name}: {_cut(ordered[i]['source'])}", ordered[i]["source"]) for name, i in places.items() if ordered]

@@ -187,7 +187,7 @@ def _some(every: Sequence[Example], count: int) -> Sequence[Example]:
 def _finish(run: RunFolder, model: Model, material: Material, say: Say) -> None:
     """Choose the final weights by validation loss, save them, score them, draw the report."""
     say(_choose_weights(run, model, Batches(material.valid, 4 * model.config.data.batch_tokens, shuffle=False)))
-    scores = {**evaluate(model), "split": "test", "beam": model.config.decode.beam}
+    scores = evaluate(model)
     write_text(run.scores, json.dumps(scores, indent=2) + "\n")
     write_report(run, model, material.source, scores)
     model.save(run)  # last: a run folder that holds it is complete

@@ -39,8 +39,12 @@ def scored(model: "Model", chosen: Sequence[Example], beam: int | None = None) -
 
 
 def evaluate(model: "Model", split: Split = "test", beam: int | None = None) -> dict[str, Any]:
-    """Score a model on a whole split of the data it was trained on, as its configuration's `score` says."""
-    return scored(model, examples(open_data(model.config.data), split, judge_of(model.config.score)), beam)
+    """Score a model on a whole split of the data it was trained on, as its configuration's `score` says.
+
+    Beside the figures stand the `split` and the `beam`.
+    """
+    chosen = examples(open_data(model.config.data), split, judge_of(model.config.score))
+    return {**scored(model, chosen, beam), "split": split, "beam": beam or model.config.decode.beam}
 
 
 def table(kind: str, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
