@@ -9,7 +9,7 @@ from clearhead.kernels.sdpa import sdpa
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
 from clearhead.kernels.tiles import Tile, tiles
-from clearhead.kernels.visible import Visible
+from clearhead.kernels.visible import Visible, cleaned
 
 __all__ = [
     "SMALL",
@@ -23,6 +23,7 @@ __all__ = [
     "Visible",
     "as_given",
     "choose",
+    "cleaned",
     "describe",
     "explain",
     "logsumexp",

@@ -11,7 +11,7 @@ from clearhead.kernels.score import Score
 from clearhead.kernels.visible import Visible
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # a frozen one takes four times as long to make
 class Call:
     """One application of attention, as far as the choice of a kernel depends on it. `shape` is (B, H, Nq, Nk).
 
@@ -32,6 +32,11 @@ class Call:
     def pairs(self) -> int:
         b, h, n_queries, n_keys = self.shape
         return b * h * n_queries * n_keys
+
+    @property
+    def brief(self) -> bool:
+        """Are there so few queries or keys that no kernel could leave any out?"""
+        return min(self.shape[2], self.shape[3]) <= 2 * ROWS
 
     @property
     def mask_cells(self) -> int:
@@ -73,13 +78,22 @@ class Call:
     @property
     def in_reach(self) -> int:
         """The pairs between the first and the last key that any row of a block sees: what `stream` walks."""
-        if self.device.type != "cpu" or min(self.shape[2:]) <= 2 * ROWS:
+        if self.device.type != "cpu" or self.brief:
             return self.pairs
         return self.shape[0] * self.shape[1] * self.plan.reach
 
 
-def describe(q: Tensor, k: Tensor, value_width: int, visible: Visible, score: Score, **options: object) -> Call:
+def describe(
+    q: Tensor,
+    k: Tensor,
+    value_width: int,
+    visible: Visible,
+    score: Score,
+    dropout: float = 0.0,
+    statistics: bool = False,
+    sinks: bool = False,
+) -> Call:
     """The call that q (B, H, Nq, D) and k (B, Hkv, Nk, D) make."""
     b, h, n_queries, width = q.shape
-    sizes = (b, h, n_queries, k.shape[2]), (width, value_width)
-    return Call(*sizes, q.device, visible, score, dtype=q.dtype, **options)  # type: ignore[arg-type]
+    shape = (b, h, n_queries, visible.n_keys)
+    return Call(shape, (width, value_width), q.device, visible, score, dropout, statistics, sinks, q.dtype)

@@ -30,9 +30,11 @@ def _sdpa(call: Call) -> str | None:
         return "returns no logsumexp, which learned sinks ask for"
     if call.score.softcap is not None:
         return "has no soft cap"
+    if call.pairs <= SMALL:
+        return None
     if (cells := call.mask_cells) > SMALL:
         return f"would need a dense mask of {_counted(cells)} pairs; at most {SMALL:,} are held"
-    if call.pairs > SMALL and (cause := call.unfused):
+    if cause := call.unfused:
         return f"is not fused on this device {cause}: it would hold {_counted(call.pairs)} weights"
     return None
 
@@ -45,7 +47,7 @@ def _counted(number: int) -> str:
 def _blocks(call: Call) -> str | None:
     if reason := _beyond_blocks(call):
         return reason
-    if min(call.shape[2:]) <= 2 * ROWS:
+    if call.brief:
         return f"has nothing to leave out of at most {2 * ROWS} queries or keys"
     share = call.in_blocks / max(1, call.pairs)
     return f"leaves nothing out: {share:.0%} of all pairs lie in blocks that are seen" if share > WORTH else None
@@ -108,7 +110,7 @@ def choose(call: Call, among: Collection[str] = ()) -> str:
     for name, misfit in kernels:
         if misfit(call) is None:
             fits.append(name)
-            if name == "sdpa" and budget is None and not call.mask_cells:
+            if budget is None and (call.brief or (name == "sdpa" and not call.mask_cells)):
                 return name  # nothing is left out, and nothing is faster
     if budget is not None:
         fits = _within(budget, {name: predicted(name, call) for name in fits})

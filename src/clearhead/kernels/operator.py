@@ -89,8 +89,8 @@ def _kernel(call: tuple[Any, ...]) -> ModuleType:
     if call[-1] != LATER:
         return _KERNELS[call[-1]]
     q, k, v, task = _task(*call)
-    options = {"dropout": task.dropout, "statistics": task.sinks is not None}
-    return _KERNELS[choose(describe(q, k, v.shape[-1], task.visible, task.score, **options), ("blocks", "stream"))]
+    at_hand = describe(q, k, v.shape[-1], task.visible, task.score, task.dropout, task.sinks is not None)
+    return _KERNELS[choose(at_hand, ("blocks", "stream"))]
 
 
 def _forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from clearhead.kernels.score import Score, as_given
-from clearhead.kernels.visible import Visible
+from clearhead.kernels.visible import Visible, cleaned
 
 SHORT = 256
 """Keys up to which the fused backward pass on the CPU is faster in float32 than in half precision: 6 times at 32
@@ -19,17 +19,35 @@ keys, 1.1 times at 256, slower from 512 on (torch 2.13.0, with AMX)."""
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, dropout: float = 0.0) -> Tensor:
-    """The output alone. Its mask is dense where neither a flag nor the keys' padding says it all."""
-    dtype = q.dtype
-    if _slow_in_half(q, k, v):
-        q, k, v = q.float(), k.float(), v.float()
-    options: dict[str, Any] = {"scale": score.scale, "dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
-    if visible.plainly_causal and score.bias is None:
-        options["is_causal"] = True
-    else:
-        options["attn_mask"] = _mask(q, visible, score.bias)
+    """The output alone. Padding may hold anything: it is cut off where no sample has tokens, else set to zero."""
+    if visible.unpadded:
+        return _attended(q, k, v, visible, score, dropout)
+    see, n_queries = visible.shortened() if score.bias is None else visible, visible.n_queries
+    q, k, v = _first(q, see.n_queries), _first(k, see.n_keys), _first(v, see.n_keys)
+    q_padding, k_padding = see.padding()
+    k, v = cleaned(k, k_padding), cleaned(v, k_padding)
+    if q.requires_grad or k.requires_grad or v.requires_grad:  # what stands there would come back as a gradient
+        q = cleaned(q, q_padding)
+    out = cleaned(_attended(q, k, v, see, score, dropout), q_padding)
+    return pad(out, (0, 0, 0, n_queries - see.n_queries)) if see.n_queries < n_queries else out
+
+
+def _first(x: Tensor, n: int) -> Tensor:
+    """The first n tokens of x (B, H, N, D)."""
+    return x if x.shape[2] == n else x.narrow(2, 0, n)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, dropout: float) -> Tensor:
+    """Of queries, keys and values whose padding is harmless. The mask is dense where neither a flag nor the keys'
+    padding says it all."""
+    if slow := _slow_in_half(q, k, v):
+        dtype, q, k, v = q.dtype, q.float(), k.float(), v.float()
+    causal = score.bias is None and visible.plainly_causal
+    mask = None if causal else _mask(q, visible, score.bias)
+    options: dict[str, Any] = {"scale": score.scale, "enable_gqa": q.shape[1] != k.shape[1]}
     with as_given(q.device):
-        return scaled_dot_product_attention(q, k, v, **options).to(dtype)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, **options)
+    return out.to(dtype) if slow else out
 
 
 def _slow_in_half(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -40,13 +58,7 @@ def _slow_in_half(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def _mask(q: Tensor, visible: Visible, bias: Tensor | None) -> Tensor | None:
     """What the fused kernel adds to the logits: nothing, a row per sample, or n². Queries that are padding see what
     keys there are; their output is cleared afterwards, like their gradient."""
-    see: Tensor | None
-    if visible.full:
-        see = None
-        if visible.k_lengths is not None:
-            see = (torch.arange(visible.n_keys, device=q.device) < visible.k_lengths[:, None])[:, None, None, :]
-    else:
-        see = visible.dense(q.shape[0], q.shape[1])
+    see = visible.real_keys() if visible.full else visible.dense(q.shape[0], q.shape[1])
     if bias is None:
         return see
     bias = bias.to(q.dtype)

@@ -4,16 +4,22 @@ Shapes: B samples, H heads, Nq queries, Nk keys; a size of 1 broadcasts.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from operator import and_
 
 import torch
 from torch import Tensor
 
-from clearhead.patterns import Pattern, causal, everything
+from clearhead.kernels.kept import keeps, numbers
+from clearhead.patterns import Pattern, causal, everything, is_value
+
+_KEPT = 1 << 20
+"""Cells of a mask that is kept for later calls, at most."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # a frozen one takes four times as long to make
 class Visible:
-    """The visible pairs of one call.
+    """The visible pairs of one call. Fields are not set again.
 
     `mask` (B, H, Nq, Nk) bool is read by row and column. `q_lengths` and `k_lengths` (B,) mean right padding, which
     does not exist, on either side; one tensor given for both sides is the same object in both fields. The pattern
@@ -55,9 +61,9 @@ class Visible:
         """Where each query stands, (B or 1, H or 1, Nq)."""
         if self.q_positions is not None:
             return self.q_positions
-        at = torch.arange(self.n_queries, device=self.device)
+        at = numbers(self.n_queries, self.device)
         if self.q_lengths is self.k_lengths:
-            return (at + (self.n_keys - self.n_queries if self.unpadded else 0))[None, None]
+            return at + (self.n_keys - self.n_queries) if self.unpadded and self.n_keys != self.n_queries else at
         keys = self.n_keys if self.k_lengths is None else self.k_lengths[:, None, None]
         queries = self.n_queries if self.q_lengths is None else self.q_lengths[:, None, None]
         return at + (keys - queries)
@@ -66,7 +72,7 @@ class Visible:
         """Where each key stands, (B or 1, H or 1, Nk)."""
         if self.k_positions is not None:
             return self.k_positions
-        return torch.arange(self.n_keys, device=self.device)[None, None]
+        return numbers(self.n_keys, self.device)
 
     def placed(self) -> "Visible":
         """The same call with its positions written out, for a walk that asks for them at every tile."""
@@ -79,22 +85,40 @@ class Visible:
 
         `pattern=False` and `padding=False` leave these out, for rectangles that they are known to allow.
         """
-        seen: Tensor | None = None
+        parts = []
         if pattern and not isinstance(self.pattern, everything):
-            q, k = (cut(at, b, h) for at in (self.positions_of_queries(), self.positions_of_keys()))
-            samples = torch.arange(b.start, b.stop, device=self.device)[:, None, None, None]
-            heads = torch.arange(h.start, h.stop, device=self.device)[None, :, None, None]
-            seen = self.pattern.allows(samples, heads, q[..., rows, None], k[..., None, keys])
+            kept = self._lasting and (rows.stop - rows.start, keys.stop - keys.start) == (self.n_queries, self.n_keys)
+            sides = b.start, b.stop, h.start, h.stop
+            parts = [_kept(self.pattern, *sides, rows.stop, keys.stop) if kept else self._allowed(b, h, rows, keys)]
         if self.mask is not None:
-            mask = cut(self.mask, b, h, rows, keys)
-            seen = mask if seen is None else seen & mask
-        for lengths, part, shape in ((self.k_lengths, keys, (1, 1, 1, -1)), (self.q_lengths, rows, (1, 1, -1, 1))):
-            if padding and lengths is not None:
-                real = (
-                    torch.arange(part.start, part.stop, device=self.device).view(shape) < lengths[b, None, None, None]
-                )
-                seen = real if seen is None else seen & real
-        return seen
+            parts.append(cut(self.mask, b, h, rows, keys))
+        if padding and self.k_lengths is not None:
+            parts.append(self._real(self.k_lengths, b, keys))
+        if padding and self.q_lengths is not None:
+            parts.append(self._real(self.q_lengths, b, rows).mT)
+        return reduce(and_, parts) if parts else None
+
+    @property
+    def _lasting(self) -> bool:
+        """Does the pattern allow the same pairs in every call of these sizes, and may they be kept?"""
+        default = self.q_positions is None and self.k_positions is None and (self.unpadded or self.aligned)
+        small = self.n_queries * self.n_keys <= _KEPT
+        return default and small and keeps(self.device) and is_value(self.pattern)
+
+    def _allowed(self, b: slice, h: slice, rows: slice, keys: slice) -> Tensor:
+        """What the pattern allows of a rectangle."""
+        q, k = (cut(at, b, h) for at in (self.positions_of_queries(), self.positions_of_keys()))
+        samples = numbers(b.stop, self.device, b.start).view(-1, 1, 1, 1)
+        heads = numbers(h.stop, self.device, h.start).view(1, -1, 1, 1)
+        return self.pattern.allows(samples, heads, q[..., rows, None], k[..., None, keys])
+
+    def real_keys(self) -> Tensor | None:
+        """Which keys are no padding, (B, 1, 1, Nk); None: all."""
+        return None if self.k_lengths is None else numbers(self.n_keys, self.device) < self.k_lengths.view(-1, 1, 1, 1)
+
+    def _real(self, lengths: Tensor, b: slice, part: slice) -> Tensor:
+        """Which of some tokens are no padding, (b, 1, 1, part)."""
+        return numbers(part.stop, self.device, part.start) < cut(lengths, b).view(-1, 1, 1, 1)
 
     def dense(self, samples: int, heads: int) -> Tensor | None:
         """All visible pairs, broadcastable to (B, H, Nq, Nk). For sizes where n² is small."""
@@ -128,12 +152,30 @@ class Visible:
         some_see = replace(self, pattern=self.pattern.of(samples), mask=mask)
         return replace(some_see, q_lengths=q_lengths, k_lengths=k_lengths, q_positions=q_at, k_positions=k_at)
 
-    def clean(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """`x` (B, H, N, D) with zeros in its padding, where anything may stand, NaN included."""
-        if lengths is None:
-            return x
-        padding = torch.arange(x.shape[-2], device=x.device) >= lengths[:, None]
-        return x.masked_fill(padding[:, None, :, None], 0)
+    def shortened(self) -> "Visible":
+        """The same call without the tokens that are padding in every sample; as it is where lengths cannot be read."""
+        if not keeps(self.device):
+            return self
+        n_keys, k_lengths = _longest(self.k_lengths, self.n_keys)
+        n_queries, q_lengths = (n_keys, k_lengths) if self.aligned else _longest(self.q_lengths, self.n_queries)
+        mask, q_at, k_at = self.mask, self.q_positions, self.k_positions
+        rows, keys = slice(0, n_queries), slice(0, n_keys)
+        return Visible(
+            self.pattern,
+            n_queries,
+            n_keys,
+            self.device,
+            None if mask is None else mask[:, :, rows, keys],
+            q_lengths,
+            k_lengths,
+            None if q_at is None else q_at[..., rows],
+            None if k_at is None else k_at[..., keys],
+        )
+
+    def padding(self) -> tuple[Tensor | None, Tensor | None]:
+        """Which queries and which keys are padding, (B, 1, N, 1); None: none is."""
+        keys = _behind(self.k_lengths, self.n_keys)
+        return keys if self.aligned else _behind(self.q_lengths, self.n_queries), keys
 
     def first_key(self) -> Tensor:
         """The sample's first real key, (B or 1, 1): the lowest position that is neither padding nor masked for all."""
@@ -146,13 +188,41 @@ class Visible:
             return real.to(torch.uint8).argmax(-1, keepdim=True)
         at = self.positions_of_keys().amin(1)
         if self.k_lengths is not None:
-            real = real & (torch.arange(self.n_keys, device=self.device) < self.k_lengths[:, None])
+            real = real & (numbers(self.n_keys, self.device)[0] < self.k_lengths[:, None])
         return at.masked_fill(~real, torch.iinfo(at.dtype).max).argmin(-1, keepdim=True)
 
 
 def cut(x: Tensor, *parts: slice) -> Tensor:
     """`x` narrowed to a part of each of its first axes, unless it broadcasts there."""
     for axis, part in enumerate(parts):
-        if x.shape[axis] != 1:
-            x = x.narrow(axis, part.start, part.stop - part.start)
+        size = part.stop - part.start
+        if x.shape[axis] not in (1, size):
+            x = x.narrow(axis, part.start, size)
     return x
+
+
+def cleaned(x: Tensor, padding: Tensor | None) -> Tensor:
+    """`x` (B, H, N, D) with zeros in its padding, where anything may stand, NaN included."""
+    return x if padding is None else x.masked_fill(padding, 0)
+
+
+def _longest(lengths: Tensor | None, n: int) -> tuple[int, Tensor | None]:
+    """How many of n tokens are real in some sample, and the lengths among these; None: all are, in every sample."""
+    if lengths is None:
+        return n, None
+    held = lengths.tolist()
+    longest = max(1, *held) if held else n
+    return longest, None if held and min(held) == longest else lengths
+
+
+def _behind(lengths: Tensor | None, n: int) -> Tensor | None:
+    """Which of n tokens stand behind each sample's last, (B, 1, N, 1)."""
+    return None if lengths is None else (numbers(n, lengths.device) >= lengths.view(-1, 1, 1)).unsqueeze(-1)
+
+
+@lru_cache(maxsize=16)
+def _kept(pattern: Pattern, sample: int, samples: int, head: int, heads: int, n_queries: int, n_keys: int) -> Tensor:
+    """What a pattern that is a value allows of samples and heads, on the CPU; for any later call, never written to."""
+    with torch.inference_mode(False), torch.no_grad():
+        see = Visible(pattern, n_queries, n_keys, torch.device("cpu"))
+        return see._allowed(slice(sample, samples), slice(head, heads), slice(0, n_queries), slice(0, n_keys))

@@ -43,8 +43,9 @@ class AttentionMap(ABC):
 
     def __init__(self, q: Tensor, k: Tensor, axes: int) -> None:
         """For queries (B, H, Nq, D) and keys (B, Hkv, Nk, D) that came with `axes` axes."""
-        self._full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        self._kv_heads, self._axes = k.shape[1], axes
+        samples, heads, n_queries, _ = q.shape
+        _, self._kv_heads, n_keys, _ = k.shape
+        self._full, self._axes = (samples, heads, n_queries, n_keys), axes
         self.dtype, self.device = q.dtype, q.device
 
     @abstractmethod
@@ -200,10 +201,11 @@ class AttentionMap(ABC):
         """Values with all four axes; ShapeError where they do not fit."""
         b, _, _, n_keys = self._full
         full = self._with_axes(v, "v")
-        if full.shape[:3] != (b, self._kv_heads, n_keys):
+        *sizes, _ = full.shape
+        if sizes != [b, self._kv_heads, n_keys]:
             wanted = (b, self._kv_heads, n_keys, "Dv")[-v.dim() :] if v.dim() != 3 else (b, n_keys, "Dv")
             raise ShapeError(f"v has shape {tuple(v.shape)}; k makes it ({', '.join(map(str, wanted))})")
-        full = autocasted(full)
+        (full,) = autocasted(full)
         if full.dtype != self.dtype:
             raise InputError(f"v is {v.dtype}, q and k are {self.dtype}; write v.to({self.dtype})")
         if v.device != self.device:
@@ -254,15 +256,16 @@ class Adjoint:
 
 def with_axes(x: Tensor) -> Tensor:
     """(N, D) or (B, N, D) as (B, 1, N, D)."""
-    return {2: lambda: x[None, None], 3: lambda: x[:, None], 4: lambda: x}[x.dim()]()
+    axes = x.dim()
+    return x if axes == 4 else x[:, None] if axes == 3 else x[None, None]
 
 
-def autocasted(x: Tensor) -> Tensor:
-    """`x` in the dtype that an enclosing autocast asks for, as it would give it to fused attention."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+def autocasted(*given: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one device in the dtype that an enclosing autocast asks for, as it gives them to fused attention."""
+    kind = "cpu" if given[0].is_cpu else given[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return given
+    return tuple(x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(kind)) for x in given)
 
 
 def _transposed(strip: Strip, y: Tensor) -> Tensor:

@@ -14,6 +14,22 @@ _LAYOUTS = {2: "(N, D)", 3: "(B, N, D)", 4: "(B, H, N, D)"}
 
 def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
     """Raise where q and k cannot be multiplied, naming the tensor and the axis."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and _plainly_fit(q, k)):
+        _check_each(q, k)
+        _check_axes(q, k)
+
+
+def _plainly_fit(q: Tensor, k: Tensor) -> bool:
+    """Do q and k fit at first glance? The glance is what most calls are spared the questions by."""
+    queries, keys = q.shape, k.shape
+    if not len(queries) == len(keys) == 4:
+        return False
+    alike = q.dtype is k.dtype and q.is_floating_point() and q.device == k.device
+    heads, kv_heads = queries[1], keys[1]
+    return alike and queries[0] == keys[0] and heads == kv_heads != 0 and queries[3] == keys[3]
+
+
+def _check_each(q: Tensor, k: Tensor) -> None:
     for name, x in (("q", q), ("k", k)):
         if not isinstance(x, Tensor):
             raise InputError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
@@ -27,7 +43,6 @@ def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
         raise InputError(f"q is {q.dtype} and k is {k.dtype}; write k.to(q.dtype) or q.to(k.dtype)")
     if q.device != k.device:
         raise InputError(f"q is on {q.device} and k is on {k.device}; write k.to(q.device)")
-    _check_axes(q, k)
 
 
 def _check_axes(q: Tensor, k: Tensor) -> None:
@@ -50,18 +65,19 @@ def visible_pairs(
     k_positions: Tensor | None,
 ) -> Visible:
     """Who sees whom, from what came with the call; q (B, H, Nq, D) and k (B, Hkv, Nk, D) have been checked."""
-    b, h, n_queries, n_keys = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
+    b, h, n_queries, _ = q.shape
+    device, n_keys = q.device, k.shape[2]
     if mask is not None:
-        mask = _check_mask(mask, (b, h, n_queries, n_keys), q.device)
+        mask = _check_mask(mask, (b, h, n_queries, n_keys), device)
     if k_positions is not None and q_positions is None:
         raise InputError("k_positions came without q_positions; give both")
     if q_positions is not None:
-        q_positions = _check_positions("q_positions", q_positions, (b, h, n_queries), q.device)
+        q_positions = _check_positions("q_positions", q_positions, (b, h, n_queries), device)
     if k_positions is not None:
-        k_positions = _check_positions("k_positions", k_positions, (b, h, n_keys), q.device)
-    _check_pattern(pattern, b, n_keys if k_positions is None else None, q.device)
-    sides = _check_lengths(lengths, b, n_queries, n_keys, q.device)
-    return Visible(pattern, n_queries, n_keys, q.device, mask, *sides, q_positions, k_positions)
+        k_positions = _check_positions("k_positions", k_positions, (b, h, n_keys), device)
+    _check_pattern(pattern, b, n_keys if k_positions is None else None, device)
+    q_real, k_real = (None, None) if lengths is None else _check_lengths(lengths, b, n_queries, n_keys, device)
+    return Visible(pattern, n_queries, n_keys, device, mask, q_real, k_real, q_positions, k_positions)
 
 
 def _check_pattern(pattern: Pattern, samples: int, positions: int | None, device: torch.device) -> None:
@@ -88,7 +104,7 @@ def _check_positions(name: str, at: Tensor, shape: tuple[int, ...], device: torc
 
 def _broadcastable(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """`x` with all axes of `shape`, each of full size or 1; the last axis in full where `shape` says positions."""
-    full = x.reshape((1,) * (len(shape) - x.dim()) + x.shape) if x.dim() <= len(shape) else x
+    full = x.reshape((1,) * (len(shape) - x.dim()) + x.shape) if x.dim() < len(shape) else x
     if full.dim() > len(shape) or any(have not in (1, want) for have, want in zip(full.shape, shape, strict=True)):
         raise ShapeError(f"{name} has shape {tuple(x.shape)}; it must broadcast to {shape}")
     if x.device != device:
@@ -124,8 +140,6 @@ def check_sinks(sinks: Tensor | None, q: Tensor | None = None) -> Tensor | None:
 
 def _check_lengths(lengths: Any, b: int, n_queries: int, n_keys: int, device: torch.device) -> tuple[Any, Any]:
     if not isinstance(lengths, tuple):
-        if lengths is None:
-            return None, None
         if n_queries != n_keys:
             raise ShapeError(
                 f"lengths is one tensor, but there are {n_queries} queries and {n_keys} keys; "
@@ -150,8 +164,9 @@ def _check_length(name: str, lengths: Tensor, b: int, n: int, device: torch.devi
         raise ShapeError(f"{name} has shape {tuple(lengths.shape)}; expected ({b},), one length for each sample")
     if lengths.device != device:
         raise InputError(f"{name} is on {lengths.device}, q is on {device}; write {name}.to('{device}')")
-    if _readable(lengths) and b and not (int(lengths.min()) >= 0 and int(lengths.max()) <= n):
-        raise ShapeError(f"{name} holds {lengths.tolist()}; each must be between 0 and the {n} tokens there are")
+    held = lengths.tolist() if _readable(lengths) else None
+    if held and not (min(held) >= 0 and max(held) <= n):
+        raise ShapeError(f"{name} holds {held}; each must be between 0 and the {n} tokens there are")
     return lengths
 
 

@@ -23,6 +23,7 @@ from clearhead.kernels import (
     Visible,
     as_given,
     choose,
+    cleaned,
     describe,
     logsumexp,
     run,
@@ -59,30 +60,31 @@ class SoftmaxMap(AttentionMap):
 
     def _clean(self) -> tuple[Tensor, Tensor]:
         """Queries and keys without what stands in their padding; each use has an autograd graph of its own."""
-        see = self.visible
         if not (torch.is_grad_enabled() and (self._q.requires_grad or self._k.requires_grad)):
             return self._q, self._k  # logits of padding are overwritten; only gradients would carry NaN out of it
-        return see.clean(self._q, see.q_lengths), see.clean(self._k, see.k_lengths)
+        q_padding, k_padding = self.visible.padding()
+        return cleaned(self._q, q_padding), cleaned(self._k, k_padding)
 
     def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
         """Which kernel computes this map's product with values of width `v_dim`, and why not each other one."""
         return explain_call(self._call(self._q.shape[-1] if v_dim is None else v_dim, dropout, statistics))
 
     def _call(self, v_dim: int, dropout: float, statistics: bool) -> Call:
-        options = {"dropout": dropout, "statistics": statistics, "sinks": self._sinks is not None}
-        return describe(self._q, self._k, v_dim, self.visible, self._score, **options)
+        sinks = self._sinks is not None
+        return describe(self._q, self._k, v_dim, self.visible, self._score, dropout, statistics, sinks)
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
         see = self.visible
-        q, k, v = see.clean(self._q, see.q_lengths), see.clean(self._k, see.k_lengths), see.clean(v, see.k_lengths)
         kernel = choose(self._call(v.shape[-1], dropout, statistics))
         if kernel == "sdpa":
-            return see.clean(sdpa(q, k, v, see, self._score, dropout), see.q_lengths), None
+            return sdpa(self._q, self._k, v, see, self._score, dropout), None
+        q_padding, k_padding = see.padding()
+        q, k, v = cleaned(self._q, q_padding), cleaned(self._k, k_padding), cleaned(v, k_padding)
         named = see.first_key() if statistics else None
         out, raw, _ = run(q, k, v, self._task(see, self._score, named, dropout), kernel)
         if self._sinks is not None:
             out = (out * kept(raw[0], self._sinks)[..., None]).to(out.dtype)
-        out = see.clean(out, see.q_lengths)
+        out = cleaned(out, q_padding)
         return out, self._told(raw, None) if statistics else None
 
     def _told(self, raw: Tensor, received: Tensor | None) -> Statistics:
@@ -289,7 +291,7 @@ def _softmax_map(
 ) -> SoftmaxMap:
     check_queries_and_keys(q, k)  # in what they came as; autocast then casts them, as it does for fused attention
     axes = q.dim()
-    q, k = autocasted(with_axes(q)), autocasted(with_axes(k))
+    q, k = autocasted(with_axes(q), with_axes(k))
     visible = visible_pairs(q, k, pattern, lengths, mask, q_positions, k_positions)
     score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, check_bias(bias, q, k))
     # keys alone have lengths in cross-attention, where queries and keys stand on different axes

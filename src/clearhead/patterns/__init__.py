@@ -14,7 +14,7 @@ causal() & window(2)
 · · · · · ■ ■ ■
 """
 
-from clearhead.patterns.base import ALL, NONE, SOME, Pattern
+from clearhead.patterns.base import ALL, NONE, SOME, Pattern, is_value
 from clearhead.patterns.edges import graph
 from clearhead.patterns.given import documents
 from clearhead.patterns.layout import block_layout
@@ -37,6 +37,7 @@ __all__ = [
     "first",
     "global_tokens",
     "graph",
+    "is_value",
     "longformer",
     "parse",
     "prefix",

@@ -104,6 +104,20 @@ class Pattern:
         return f"{self!r}\n{self.draw()}"
 
 
+def is_value(pattern: Pattern) -> bool:
+    """Is it made of whole numbers and compared by them, so that an equal one allows the same pairs, for ever?"""
+    if type(pattern).__hash__ in (None, object.__hash__):
+        return False
+    return all(
+        is_value(x) if isinstance(x, Pattern) else x is None or type(x) is int or _whole_numbers(x)
+        for x in vars(pattern).values()
+    )
+
+
+def _whole_numbers(x: object) -> bool:
+    return type(x) is tuple and all(type(i) is int for i in x)
+
+
 def whole(pattern: str, argument: str, value: object, least: int) -> None:
     """Raise InputError unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
