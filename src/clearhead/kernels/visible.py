@@ -10,7 +10,7 @@ from operator import and_
 import torch
 from torch import Tensor
 
-from clearhead.kernels.kept import keeps, numbers
+from clearhead.kernels.shared import shares, numbers
 from clearhead.patterns import Pattern, causal, everything, is_value
 
 _KEPT = 1 << 20
@@ -103,7 +103,7 @@ class Visible:
         """Does the pattern allow the same pairs in every call of these sizes, and may they be kept?"""
         default = self.q_positions is None and self.k_positions is None and (self.unpadded or self.aligned)
         small = self.n_queries * self.n_keys <= _KEPT
-        return default and small and keeps(self.device) and is_value(self.pattern)
+        return default and small and shares(self.device) and is_value(self.pattern)
 
     def _allowed(self, b: slice, h: slice, rows: slice, keys: slice) -> Tensor:
         """What the pattern allows of a rectangle."""
@@ -154,7 +154,7 @@ class Visible:
 
     def shortened(self) -> "Visible":
         """The same call without the tokens that are padding in every sample; as it is where lengths cannot be read."""
-        if not keeps(self.device):
+        if not shares(self.device):
             return self
         n_keys, k_lengths = _longest(self.k_lengths, self.n_keys)
         n_queries, q_lengths = (n_keys, k_lengths) if self.aligned else _longest(self.q_lengths, self.n_queries)

@@ -11,8 +11,8 @@ _MOST = 1 << 12
 """Numbers that are kept: of more, the operation that makes them is nothing beside the attention."""
 
 
-def keeps(device: torch.device) -> bool:
-    """May tensors be kept for later calls, and read that earlier ones left?
+def shares(device: torch.device) -> bool:
+    """May calls share tensors: keep one for later calls, and read what earlier ones left?
 
     Not where the compiler, a transform or a dispatch mode (fake tensors) looks on, which would keep what stands for
     others; and on the CPU alone, since elsewhere one stream may read before another has written.
@@ -22,7 +22,7 @@ def keeps(device: torch.device) -> bool:
 
 def numbers(stop: int, device: torch.device, start: int = 0) -> Tensor:
     """start … stop − 1, (1, 1, N)."""
-    if not start and stop <= _MOST and keeps(device):
+    if not start and stop <= _MOST and shares(device):
         return _numbers(stop)
     return torch.arange(start, stop, device=device)[None, None]
 
