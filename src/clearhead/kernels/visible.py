@@ -10,7 +10,7 @@ from operator import and_
 import torch
 from torch import Tensor
 
-from clearhead.kernels.shared import shares, numbers
+from clearhead.kernels.shared import numbers, shares
 from clearhead.patterns import Pattern, causal, everything, is_value
 
 _KEPT = 1 << 20
