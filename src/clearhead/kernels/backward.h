@@ -133,16 +133,40 @@ static void head_back(const Call *c, const Back *to, int b, int h, int first, in
 /* Rows taken at a time on the way back, whose weights and gradients are to stay near. */
 static int block_back(const Call *c) { return lesser(lesser(ROWS / 2, c->rows), greater(64, NEAR / UP(c->keys))); }
 
-int64_t room_for_back(const Call *c) { return (int64_t)block_back(c) * UP(c->keys) * (c->softcap > 0 ? 3 : 2); }
+/* Floats that `rows_back` needs beside. */
+int64_t room_for_back(const Call *c, const Part *parts, int64_t n) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        Call part = call_of(c, &parts[i]);
+        int64_t size = (int64_t)block_back(&part) * UP(part.keys) * (c->softcap > 0 ? 3 : 2);
+        most = size > most ? size : most;
+    }
+    return most;
+}
 
-void rows_back(const Call *c, const Back *to) {
+static Back back_of(const Back *to, const Part *p) {
+    Back one = *to;
+    int b = p->sample;
+    move(&one.lse, b, p->row, 0, 4), move(&one.q, b, p->row, 0, 4);
+    move(&one.k, b, p->key, 0, 4), move(&one.v, b, p->key, 0, 4), move(&one.bias, b, 0, 0, 4);
+    return one;
+}
+
+/* The rows of one part. */
+static void part_back(const Call *c, const Back *to) {
     int n = block_back(c);
     int64_t size = (int64_t)n * UP(c->keys);
+    for (int h = 0; h < c->heads; h++)
+        for (int r = 0; r < c->rows; r += n)
+            head_back(c, to, 0, h, r, lesser(n, c->rows - r), c->room, c->room + size, c->room + 2 * size, UP(c->keys));
+}
+
+void rows_back(const Call *c, const Back *to, const Part *parts, int64_t n) {
     unsigned before = flush(1, 0);
-    for (int b = 0; b < c->samples; b++)
-        for (int h = 0; h < c->heads; h++)
-            for (int r = 0; r < c->rows; r += n)
-                head_back(c, to, b, h, r, lesser(n, c->rows - r), c->room, c->room + size, c->room + 2 * size,
-                          UP(c->keys));
+    for (int64_t i = 0; i < n; i++) {
+        Call part = call_of(c, &parts[i]);
+        Back back = back_of(to, &parts[i]);
+        part_back(&part, &back);
+    }
     flush(0, before);
 }

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from clearhead.kernels.runs import ROWS, Plan, plan
 from clearhead.kernels.score import Score
+from clearhead.kernels.spans import rectangles, spans
+from clearhead.kernels.tiles import Size
 from clearhead.kernels.visible import Visible
 
 
@@ -64,23 +66,25 @@ class Call:
     @cached_property
     def plan(self) -> Plan:
         """The bands of the first sample, as if it had no padding."""
+        return plan(self._first)
+
+    @property
+    def _first(self) -> Visible:
         see = replace(self.visible, mask=None, q_lengths=None, k_lengths=None)
         parts = [x for x in (see.q_positions, see.k_positions) if x is not None]
-        if max([see.pattern.samples, *(x.shape[0] for x in parts)]) > 1:
-            see = see.of(torch.tensor([0]))
-        return plan(see)
+        return see.of(torch.tensor([0])) if max([see.pattern.samples, *(x.shape[0] for x in parts)]) > 1 else see
 
     @property
     def in_blocks(self) -> int:
         """The pairs that lie in blocks of which anything is seen."""
         return self.shape[0] * self.shape[1] * self.plan.pairs
 
-    @property
-    def in_reach(self) -> int:
-        """The pairs between the first and the last key that any row of a block sees: what `stream` walks."""
+    def in_tiles(self, size: Size) -> tuple[int, int]:
+        """The pairs that `stream` walks in tiles of that size, and the tiles of a head: judged by the first sample."""
         if self.device.type != "cpu" or self.brief:
-            return self.pairs
-        return self.shape[0] * self.shape[1] * self.plan.reach
+            return self.pairs, self.shape[0] * -(-self.shape[2] // size.rows)
+        found = rectangles(spans(self._first), 0, 1, size.rows, size.call)
+        return self.shape[0] * self.shape[1] * sum(each.pairs for each in found), self.shape[0] * len(found)
 
 
 def describe(

@@ -16,8 +16,7 @@ import torch
 from clearhead.errors import InputError
 from clearhead.kernels import stream
 from clearhead.kernels.call import Call
-from clearhead.kernels.runs import ROWS
-from clearhead.kernels.tiles import PAIRS
+from clearhead.kernels.tiles import COMPILED, PAIRS, Size
 
 WIDTHS = (32, 64, 128)
 """The shape classes that are measured: widths of a head; a call belongs to the nearest."""
@@ -47,13 +46,13 @@ RATES = {
         "sdpa": Rate(5.6e-9, 6e-5),
         "sdpa masked": Rate(6.8e-9, 8e-5),
         "blocks": Rate(8e-9, 2e-4),
-        "stream": Rate(7.5e-9, 2e-4),
+        "stream": Rate(4.8e-9, 2e-4),
     },
     "half": {
         "sdpa": Rate(4.6e-9, 6e-5),
         "sdpa masked": Rate(5.6e-9, 8e-5),
         "blocks": Rate(7e-9, 2e-4),
-        "stream": Rate(6.5e-9, 2e-4),
+        "stream": Rate(4.5e-9, 2e-4),
     },
 }
 """Where nothing was measured: widths of 64 on two cores with AVX-512. What counts is how kernels compare."""
@@ -144,11 +143,14 @@ def _tensor_by_tensor(call: Call) -> bool:
 
 
 def work(kernel: str, call: Call) -> tuple[int, int]:
-    """The pairs that a kernel visits, over all heads, and the calls of an operator or blocks of rows that it takes."""
+    """The pairs that a kernel visits, over all heads, and the calls of an operator that it takes."""
     if kernel == "blocks":
         return call.in_blocks, call.shape[0] * len(call.plan.bands)
     if kernel == "stream":
-        return call.in_reach, call.shape[0] * -(-call.shape[2] // ROWS)
+        if _tensor_by_tensor(call):
+            return call.in_tiles(Size())
+        pairs, tiles = call.in_tiles(COMPILED)
+        return pairs + COMPILED.call * call.shape[1] * tiles, call.shape[0]
     return (call.pairs // 2 if call.visible.plainly_causal else call.pairs), 1
 
 
@@ -159,5 +161,5 @@ def _memory(kernel: str, call: Call) -> int:
     if kernel == "blocks":
         return wider + 8 * b * h * n_queries + 4 * min(call.in_blocks, 1 << 22)
     if kernel == "stream":
-        return 2 * wider + 8 * b * h * n_queries + 96 * min(call.in_reach, 4 * PAIRS)
+        return 2 * wider + 8 * b * h * n_queries + 96 * min(call.in_tiles(COMPILED)[0], 4 * PAIRS)
     return call.mask_cells * (size + 1) + (3 * call.pairs * size if call.unfused else 0)

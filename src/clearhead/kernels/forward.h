@@ -200,25 +200,39 @@ static int block(const Call *c) {
     return c->received.at ? lesser(most, greater(16, (1 << 22) / UP(c->keys))) : most;
 }
 
-int64_t room_for(const Call *c) {
-    Room room;
-    return share(c, block(c), &room);
+/* Floats that `rows` needs beside. */
+int64_t room_for(const Call *c, const Part *parts, int64_t n) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        Room room;
+        Call part = call_of(c, &parts[i]);
+        int64_t size = share(&part, block(&part), &room);
+        most = size > most ? size : most;
+    }
+    return most;
 }
 
-void rows(const Call *c) {
+/* The rows of one part. */
+static void part_rows(const Call *c) {
     Row found[ROWS];
     Room room;
     int n = block(c);
     share(c, n, &room);
+    for (int h = 0; h < c->heads; h++)
+        for (int r = 0; r < c->rows; r += n) {
+            int some = lesser(n, c->rows - r);
+            head(c, &room, 0, h, r, some, found);
+            finish(c, &room, 0, h, r, some, found);
+        }
+}
+
+void rows(const Call *c, const Part *parts, int64_t n) {
     unsigned before = flush(1, 0);
     if (!c->gemm) take_units();
-    for (int b = 0; b < c->samples; b++)
-        for (int h = 0; h < c->heads; h++)
-            for (int r = 0; r < c->rows; r += n) {
-                int some = lesser(n, c->rows - r);
-                head(c, &room, b, h, r, some, found);
-                finish(c, &room, b, h, r, some, found);
-            }
+    for (int64_t i = 0; i < n; i++) {
+        Call part = call_of(c, &parts[i]);
+        part_rows(&part);
+    }
     if (!c->gemm) give_units();
     flush(0, before);
 }

@@ -1,6 +1,7 @@
 """`fused.c` called: a tile's rows in one pass, and back, float32 on the CPU. Its twin is `rows.py`."""
 
 import ctypes
+from collections.abc import Iterator, Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from clearhead.kernels.compiler import compiled
 from clearhead.kernels.score import Score, traced
-from clearhead.kernels.tiles import PAIRS, ROWS, Tile
-from clearhead.kernels.visible import Visible, cut
+from clearhead.kernels.tiles import COMPILED, PAIRS, ROWS, Size, Tile
+from clearhead.kernels.visible import Visible
 
 
 class _Tensor(ctypes.Structure):
@@ -21,7 +22,11 @@ class _Tensor(ctypes.Structure):
     _fields_ = (("at", c_void_p), ("sample", c_int64), ("head", c_int64), ("row", c_int64))
 
 
-_NUMBERS = ("samples", "heads", "group", "rows", "keys", "width", "value_width", "first_key")
+class _Part(ctypes.Structure):
+    _fields_ = tuple((name, c_int32) for name in ("sample", "row", "rows", "key", "keys"))
+
+
+_NUMBERS = ("heads", "group", "rows", "keys", "width", "value_width", "first_key")
 
 
 class _Call(ctypes.Structure):
@@ -29,7 +34,7 @@ class _Call(ctypes.Structure):
         ("gemm", c_void_p),
         *((name, c_int32) for name in _NUMBERS),
         *((name, c_float) for name in ("scale", "softcap")),
-        *((name, _Tensor) for name in ("q", "k", "v", "out", "seen")),
+        *((name, _Tensor) for name in ("q", "k", "v", "out", "spans", "seen")),
         *((name, c_int32) for name in ("seen_from", "seen_to")),
         *((name, _Tensor) for name in ("bias", "q_at", "k_at", "raw")),
         ("raw_step", c_int64),
@@ -100,12 +105,12 @@ def plain(visible: Visible) -> bool:
     return visible.full and visible.unpadded and visible.q_positions is None and visible.k_positions is None
 
 
-def tile_size(visible: Visible, samples: int, heads: int) -> dict[str, int]:
-    """Options of `tiles`. Blocks of rows and keys are taken inside; a tile is what one call is worth making for."""
-    if not (visible.full and visible.unpadded):  # more rows would see more keys that most do not
-        return {"most_rows": 2 * ROWS if visible.full else ROWS, "pairs": 4 * PAIRS}
+def tile_size(visible: Visible, samples: int, heads: int) -> Size:
+    """For `tiles`. Blocks of rows and keys are taken inside; a tile is what one call is worth making for."""
+    if not (visible.full and visible.unpadded):
+        return COMPILED
     share = samples * heads * visible.n_queries * visible.n_keys // (4 * torch.get_num_threads())
-    return {"most_rows": 8 * ROWS, "pairs": min(64 * PAIRS, max(4 * PAIRS, share))}
+    return Size(8 * ROWS, min(64 * PAIRS, max(4 * PAIRS, share)), COMPILED.call)
 
 
 def tells(raw: Tensor) -> bool:
@@ -151,7 +156,8 @@ class Pass:
         received: Tensor,
     ) -> None:
         q, k, v = (_rows_apart(x) for x in (q, k, v))
-        self._visible, self._score, self._sinks = visible, score, sinks
+        self._visible, self._score = visible, score
+        self._sinks = None if sinks is None else sinks.contiguous()
         self._q, self._k, self._v, self._out = (_Laid(x) for x in (q, k, v, out))
         self._raw, self._received = _Laid(raw[0]), _Laid(received[:, :, None]) if received.shape[-1] else None
         self._q_at = self._k_at = None
@@ -168,63 +174,78 @@ class Pass:
         }
         self._room: Tensor | None = None
 
-    def __call__(self, tile: Tile) -> None:
-        """Takes the rows of a tile."""
-        call, _held = self._call(tile)
-        given = self._with_room(call, _library().room_for)
-        _library().rows(given)
+    def __call__(self, tiles: Sequence[Tile]) -> None:
+        """Takes the rows of tiles."""
+        for together in self._together(tiles):
+            call, parts, _held = self._call(together)
+            _library().rows(*self._with_room(call, parts, _library().room_for))
 
-    def _with_room(self, call: _Call, need: Any) -> Any:
-        given = ctypes.byref(call)
-        size = need(given)
+    def _together(self, tiles: Sequence[Tile]) -> Iterator[list[Tile]]:
+        """Tiles of the same heads that need nothing of their own, for one call; the others one by one."""
+        several: dict[int, list[Tile]] = {}
+        for tile in tiles:
+            if self._score.bias is not None or self._visible.mask is not None or tile.gaps:
+                yield [tile]
+            else:
+                several.setdefault(tile.h.start, []).append(tile)
+        yield from several.values()
+
+    def _with_room(self, call: _Call, parts: Any, need: Any) -> tuple[Any, Any, c_int64]:
+        given = ctypes.byref(call), parts, c_int64(len(parts))
+        size = need(*given)
         if self._room is None or size > self._room.numel():
             self._room = torch.empty(size, dtype=torch.float32)
         call.room = self._room.data_ptr()
         return given
 
-    def _call(self, tile: Tile) -> tuple[_Call, list[Tensor | None]]:
-        """The call for a tile, and the tensors that must live as long."""
-        b, h, row, first = tile.b.start, tile.h.start, tile.rows.start, tile.keys.start
-        pairs, bias = self._pairs(tile), self._bias(tile)
+    def _call(self, tiles: list[Tile]) -> tuple[_Call, Any, list[Tensor | None]]:
+        """The call for some tiles of the same heads, its parts, and the tensors that must live as long."""
+        tile, several = tiles[0], len(tiles) > 1
+        b, h, kv = 0 if several else tile.b.start, tile.h.start, tile.kv.start
+        pairs, bias = (None, None) if several else (self._pairs(tile), self._bias(tile))
         call = _Call(
-            samples=tile.b.stop - b,
             heads=tile.h.stop - h,
-            rows=tile.rows.stop - row,
-            keys=tile.keys.stop - first,
-            first_key=first,
-            q=self._q.part(b, h, row),
-            k=self._k.part(b, tile.kv.start, first),
-            v=self._v.part(b, tile.kv.start, first),
-            out=self._out.part(b, h, row),
-            raw=self._raw.part(b, h, row),
-            seen_from=tile.partly.start - first,
-            seen_to=tile.partly.stop - first,
+            q=self._q.part(b, h),
+            k=self._k.part(b, kv),
+            v=self._v.part(b, kv),
+            out=self._out.part(b, h),
+            raw=self._raw.part(b, h),
             **self._fixed,
         )
+        if tile.spans is not None:
+            call.spans = _Laid(tile.spans).part(b)
         if pairs is not None:
-            call.seen = _Laid(pairs).part()
+            call.seen, call.seen_to = _Laid(pairs).part(), tile.keys.stop - tile.keys.start
         if bias is not None:
             call.bias = _Laid(bias).part()
         if self._q_at is not None and self._k_at is not None:
-            call.q_at, call.k_at = self._q_at.part(b, h, 0, row), self._k_at.part(b, h, 0, first)
+            call.q_at, call.k_at = self._q_at.part(b, h), self._k_at.part(b, h)
         if self._received is not None:
-            call.received = self._received.part(b, h, 0, first)
-        sinks = None
+            call.received = self._received.part(b, h)
         if self._sinks is not None:
-            sinks = cut(self._sinks, tile.b).contiguous()
-            call.sinks, call.n_sinks = sinks.data_ptr(), sinks.shape[1]
-            call.sinks_sample = sinks.shape[1] if sinks.shape[0] > 1 else 0
-        return call, [pairs, bias, sinks]
+            step = self._sinks.stride(0) if self._sinks.shape[0] > 1 else 0
+            call.sinks, call.n_sinks = self._sinks.data_ptr() + 8 * b * step, self._sinks.shape[1]
+            call.sinks_sample = step
+        return call, _parts(tiles, b), [pairs, bias]
 
     def _pairs(self, tile: Tile) -> Tensor | None:
-        """Which pairs are visible among the keys that not every row of the tile sees, as bytes."""
-        size = tile.partly.stop - tile.partly.start
-        pairs = tile.pairs(self._visible, tile.partly) if size else None
-        return None if pairs is None else _adjacent(pairs, size).view(torch.uint8)
+        """Which pairs are visible where spans do not say it, as bytes."""
+        pairs = tile.beyond_spans(self._visible)
+        return None if pairs is None else _adjacent(pairs, tile.keys.stop - tile.keys.start).view(torch.uint8)
 
     def _bias(self, tile: Tile) -> Tensor | None:
         bias = self._score.bias
         return None if bias is None else _adjacent(tile.of(bias).float(), tile.keys.stop - tile.keys.start)
+
+
+def _parts(tiles: list[Tile], b: int) -> Any:
+    """Rows and keys of tiles, sample by sample, these counted from `b`."""
+    found = [
+        _Part(sample - b, t.rows.start, t.rows.stop - t.rows.start, t.keys.start, t.keys.stop - t.keys.start)
+        for t in tiles
+        for sample in range(t.b.start, t.b.stop)
+    ]
+    return (_Part * len(found))(*found)
 
 
 class Return(Pass):
@@ -242,21 +263,20 @@ class Return(Pass):
         self._lse = _Laid(lse)
         self._to_q, self._to_k, self._to_v = (_Laid(x) for x in inputs)
 
-    def __call__(self, tile: Tile) -> None:
-        """Takes the rows of a tile."""
-        b, h, row, first = tile.b.start, tile.h.start, tile.rows.start, tile.keys.start
-        call, _held = self._call(tile)
-        to = _Back(
-            lse=self._lse.part(b, h, row),
-            q=self._to_q.part(b, h, row),
-            k=self._to_k.part(b, tile.kv.start, first),
-            v=self._to_v.part(b, tile.kv.start, first),
-        )
-        if self._score.bias is not None:
-            part = tile.of(self._to_bias)
-            to.bias, to.bias_step = _Laid(part).part(), int(part.shape[-1] > 1)
-        given = self._with_room(call, _library().room_for_back)
-        _library().rows_back(given, ctypes.byref(to))
+    def __call__(self, tiles: Sequence[Tile]) -> None:
+        """Takes the rows of tiles."""
+        for together in self._together(tiles):
+            call, parts, _held = self._call(together)
+            tile, b = together[0], 0 if len(together) > 1 else together[0].b.start
+            h, kv = tile.h.start, tile.kv.start
+            to = _Back(
+                lse=self._lse.part(b, h), q=self._to_q.part(b, h), k=self._to_k.part(b, kv), v=self._to_v.part(b, kv)
+            )
+            if self._score.bias is not None:
+                part = tile.of(self._to_bias)
+                to.bias, to.bias_step = _Laid(part).part(), int(part.shape[-1] > 1)
+            given, *sizes = self._with_room(call, parts, _library().room_for_back)
+            _library().rows_back(given, ctypes.byref(to), *sizes)
 
 
 def _positions(visible: Visible) -> tuple[Tensor, Tensor]:

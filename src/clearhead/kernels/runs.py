@@ -5,15 +5,15 @@ a block that sees several runs lies in several. Where blocks look alike but hold
 length), rows are looked at one by one: those that see the same keys, without a gap, make a rectangle without a mask.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from clearhead.kernels.bands import Band, allowed
+from clearhead.kernels.spans import Described, described
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import ALL, NONE, block_layout
 
@@ -33,54 +33,23 @@ class Plan:
     """The bands of a call of one sample, or of samples that all see the same, without padding.
 
     A band that is the `first` of its rows stands before the others of these rows. `pairs` is how many the bands hold,
-    `reach` how many lie between the first and the last key that any row of a block sees; for one head.
+    for one head.
     """
 
     bands: tuple[Band, ...]
     pairs: int
-    reach: int
 
 
 def plan(visible: Visible) -> Plan:
     """The bands that hold all visible pairs of a call, exactly once."""
-    return _plan_of(_Described(_key(visible), replace(visible, mask=None)))
-
-
-@dataclass(frozen=True)
-class _Described:
-    """A call by what its bands depend on."""
-
-    key: tuple[object, ...]
-    visible: Visible = field(compare=False)
-
-
-def _key(visible: Visible) -> tuple[object, ...]:
-    """Pattern, sizes and positions; tensors by a digest of what they hold, for they may be written to."""
-    pattern = visible.pattern
-    digest = hashlib.blake2b()
-    given = (visible.q_positions, visible.k_positions, *pattern.tensors())
-    for x in given:
-        if x is not None:
-            digest.update(x.contiguous().numpy().tobytes())
-    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in given)
-    return pattern.outline(), visible.n_queries, visible.n_keys, shapes, digest.digest()
+    return _plan_of(described(visible))
 
 
 @lru_cache(maxsize=64)
-def _plan_of(call: _Described) -> Plan:
+def _plan_of(call: Described) -> Plan:
     """All layers of a model see the same, in the forward pass and the backward one: plans are worth keeping."""
     found = _bands(call.visible)
-    return Plan(found, sum(band.pairs for band in found), _reach(found, call.visible))
-
-
-def _reach(found: tuple[Band, ...], visible: Visible) -> int:
-    least: dict[int, int] = {}
-    most: dict[int, int] = {}
-    for part in (band.part(i, i + 1) for band in found for i in range(band.count)):
-        for block in range(part.row // ROWS, -(-(part.row + part.rows) // ROWS)):
-            least[block] = min(least.get(block, visible.n_keys), part.key)
-            most[block] = max(most.get(block, 0), part.key + part.keys)
-    return sum(min(ROWS, visible.n_queries - ROWS * block) * (most[block] - least[block]) for block in least)
+    return Plan(found, sum(band.pairs for band in found))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from clearhead.kernels import fused
 from clearhead.kernels.rows import Ways, grad_logits, logsumexp, measure, softmax_rows
 from clearhead.kernels.score import Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
-from clearhead.kernels.tiles import Tile, tiles
+from clearhead.kernels.tiles import Size, Tile, tiles
 from clearhead.kernels.visible import Visible, cut
 
 
@@ -54,13 +54,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
         if compiled:
             take = fused.Pass(q, k, v, task.visible, task.score, task.sinks, task.distance, out, raw, received)
-            for _, tile in share:
-                take(tile)
+            take([tile for _, tile in share])
         else:
             _eagerly(share, q, k, v, task, out, raw, received)
         return received
 
-    work_at_hand = list(_tiles(q, k, task, **(fused.tile_size(task.visible, *q.shape[:2]) if compiled else {})))
+    work_at_hand = list(_tiles(q, k, task, fused.tile_size(task.visible, *q.shape[:2]) if compiled else Size()))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
 
@@ -126,7 +125,7 @@ def backward(
     compiled = misfit(q, k, v, task, g_out, g_raw, g_received, lse) is None
     bias = q.new_zeros(0) if task.score.bias is None else task.score.bias.to(wide)
     g_q, *shared = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, bias))
-    shares = _by_keys(_tiles(q, k, task, **(fused.tile_size(task.visible, *q.shape[:2]) if compiled else {})))
+    shares = _by_keys(_tiles(q, k, task, fused.tile_size(task.visible, *q.shape[:2]) if compiled else Size()))
     # no two shares have keys in common, and where they occupy all workers these add to the same gradients
     apart = not bias.numel() and (len(shares) >= 8 or len(shares) % torch.get_num_threads() == 0)
 
@@ -158,8 +157,7 @@ def _compiled_back(
 ) -> None:
     forth = (q, k, v, task.visible, task.score, task.sinks, task.distance, g_out, g_raw, g_received)
     take = fused.Return(*forth, lse=lse, gradients=gradients)
-    for _, tile in share:
-        take(tile)
+    take([tile for _, tile in share])
 
 
 def _by_keys(tiles: Iterator[tuple[int, Tile]]) -> list[list[tuple[int, Tile]]]:
@@ -203,11 +201,9 @@ def _eagerly_back(
         g_k[below] += g_products.mT.matmul(grouped(queries, keys))
 
 
-def _tiles(q: Tensor, k: Tensor, task: Task, **size: int) -> Iterator[tuple[int, Tile]]:
-    """The tiles that see any key, numbered; rows that see none keep what they began with."""
-    for i, tile in enumerate(tiles(task.visible, q.shape[0], q.shape[1], k.shape[1], **size)):
-        if tile.keys.stop > tile.keys.start:
-            yield i, tile
+def _tiles(q: Tensor, k: Tensor, task: Task, size: Size) -> Iterator[tuple[int, Tile]]:
+    """The tiles, numbered; rows that see nothing lie in none, and keep what they began with."""
+    yield from enumerate(tiles(task.visible, q.shape[0], q.shape[1], k.shape[1], size))
 
 
 def _keys(tile: Tile) -> tuple[slice, slice, slice]:

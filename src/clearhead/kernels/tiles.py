@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clearhead.kernels.spans import Rectangle, Spans, rectangles, spans
 from clearhead.kernels.visible import Visible, cut
-from clearhead.patterns import ALL, NONE, block_layout
 
 ROWS = 128
-KEYS = 64
 PAIRS = 1 << 18
 """Logits held at a time: 1 MiB in float32; with their exponentials, about a core's second-level cache."""
 
@@ -19,8 +18,9 @@ PAIRS = 1 << 18
 class Tile:
     """Some samples, some key heads and the query heads they serve, some rows, and a range of keys they may see.
 
-    `free` means that the pattern allows every pair of the tile, `unpadded` that padding does not reach into it. Keys
-    outside `partly` are seen by every row.
+    `free` means that the pattern allows every pair of the tile, `unpadded` that padding does not reach into it. Where
+    `spans` are known, (B or 1, 1, Nq, 2) int32 for all rows of the call, pattern and padding let each row see exactly
+    the keys from the first number to before the second, unless there are `gaps`.
     """
 
     b: slice
@@ -28,81 +28,86 @@ class Tile:
     h: slice
     rows: slice
     keys: slice
-    partly: slice
     free: bool
     unpadded: bool
+    spans: Tensor | None = None
+    gaps: bool = True
 
-    def pairs(self, visible: Visible, keys: slice | None = None) -> Tensor | None:
-        """The visible pairs of the tile, or of some of its keys, (b, h, rows, keys) by broadcasting; None: all."""
-        where = (self.b, self.h, self.rows, keys or self.keys)
+    def pairs(self, visible: Visible) -> Tensor | None:
+        """The visible pairs of the tile, (b, h, rows, keys) by broadcasting; None: all."""
+        where = (self.b, self.h, self.rows, self.keys)
         return visible.pairs(*where, pattern=not self.free, padding=not self.unpadded)
+
+    def beyond_spans(self, visible: Visible) -> Tensor | None:
+        """The pairs that are visible if its row's span says so too; None: all."""
+        if self.spans is None:
+            return self.pairs(visible)
+        where = (self.b, self.h, self.rows, self.keys)
+        return visible.pairs(*where, pattern=self.gaps, padding=False)
 
     def of(self, x: Tensor) -> Tensor:
         """The tile of a tensor that broadcasts to (B, H, Nq, Nk)."""
         return cut(x, self.b, self.h, self.rows, self.keys)
 
 
-def tiles(
-    visible: Visible, samples: int, heads: int, kv_heads: int, most_rows: int = ROWS, pairs: int = PAIRS
-) -> Iterator[Tile]:
-    """Tiles that hold every visible pair exactly once. Each row lies in one tile, with all its keys.
+@dataclass(frozen=True)
+class Size:
+    """How large tiles are made: at most `rows` of a head, and about so many `pairs`.
 
-    A tile has at most `most_rows` rows of a head, and about so many `pairs`.
+    `call` is how many pairs of a head take as long as a tile does without them.
     """
-    group = heads // kv_heads
-    if samples * heads * visible.n_queries * visible.n_keys <= PAIRS:  # one tile, which needs no plan
-        sides = slice(0, samples), slice(0, kv_heads), slice(0, heads), slice(0, visible.n_queries)
-        if visible.n_queries and samples:
-            keys = slice(0, visible.n_keys)
-            partly = slice(0, 0) if visible.full and visible.unpadded else keys
-            yield Tile(*sides, keys, partly, free=False, unpadded=visible.unpadded)
+
+    rows: int = ROWS
+    pairs: int = PAIRS
+    call: int = 1 << 14
+
+
+COMPILED = Size(4 * ROWS, 4 * PAIRS, 1 << 11)
+"""Of tiles of a compiled pass, whose call takes many and whose blocks of rows and keys are taken inside."""
+
+
+def tiles(visible: Visible, samples: int, heads: int, kv_heads: int, size: Size = Size()) -> Iterator[Tile]:
+    """Tiles that hold every visible pair exactly once. Each row that sees a key lies in one tile, with all its keys.
+
+    Tiles of the same sample have all their heads in common, or none.
+    """
+    n_queries, n_keys, group = visible.n_queries, visible.n_keys, heads // max(1, kv_heads)
+    if not (samples and heads and n_queries and n_keys):
         return
-    rows = max(1, min(visible.n_queries, most_rows, max(16, pairs // max(1, group * visible.n_keys))))
-    units = max(1, pairs // max(1, group * rows * visible.n_keys))  # (sample, key head) pairs in a tile
-    step_b, step_kv = (units // kv_heads, kv_heads) if units >= kv_heads else (1, units)
-    reaches = _Reaches(visible, rows)
-    for b in range(0, samples, step_b):
-        part = slice(b, min(samples, b + step_b))
-        for row in range(0, visible.n_queries, rows):
-            span = slice(row, min(visible.n_queries, row + rows))
-            reach = reaches.of(part, span)
-            for kv in range(0, kv_heads, step_kv):
-                stop = min(kv_heads, kv + step_kv)
-                yield Tile(part, slice(kv, stop), slice(kv * group, stop * group), span, *reach)
+    if samples * heads * n_queries * n_keys <= PAIRS:  # one tile, which needs no plan
+        sides = slice(0, samples), slice(0, kv_heads), slice(0, heads), slice(0, n_queries), slice(0, n_keys)
+        yield Tile(*sides, free=False, unpadded=visible.unpadded)
+        return
+    known = None if visible.full and visible.unpadded else spans(visible)
+    bounds = None if known is None else torch.stack([known.first, known.behind], -1)[:, None].int()
+    for part, found in _parts(visible, samples, heads, known, size):
+        rows = [min(each.rows, size.rows, max(16, size.pairs // (group * each.keys))) for each in found]
+        most = max((r * each.keys for r, each in zip(rows, found, strict=True)), default=1)
+        units = max(1, size.pairs // (group * most))  # (sample, key head) pairs in a tile
+        step_b, step_kv = (units // kv_heads, kv_heads) if units >= kv_heads else (1, units)
+        for b in _stretches(part.start, part.stop, step_b):
+            for step, each in zip(rows, found, strict=True):
+                keys, unpadded = slice(each.key, each.key + each.keys), each.free or visible.unpadded
+                for span in _stretches(each.row, each.row + each.rows, step):
+                    for kv in _stretches(0, kv_heads, step_kv):
+                        h = slice(kv.start * group, kv.stop * group)
+                        yield Tile(b, kv, h, span, keys, each.free, unpadded, bounds, each.gaps)
 
 
-class _Reaches:
-    """Which keys each block of rows may see, from the pattern's block layout and the lengths."""
+def _parts(
+    visible: Visible, samples: int, heads: int, known: Spans | None, size: Size
+) -> Iterator[tuple[slice, tuple[Rectangle, ...]]]:
+    """Samples that are walked alike, and the rectangles of their walk."""
+    if known is None:
+        yield slice(0, samples), (Rectangle(0, visible.n_queries, 0, visible.n_keys, gaps=False, free=True),)
+        return
+    step = samples
+    if known.samples > 1:  # lengths alone differ little; what else does has rectangles of its own
+        step = 1 if known.apart else max(1, size.pairs // (heads * visible.n_queries * visible.n_keys))
+    for part in _stretches(0, samples, step):
+        yield part, rectangles(known, part.start, part.stop, size.rows, size.call)
 
-    def __init__(self, visible: Visible, rows: int) -> None:
-        self.visible, self.step = visible, rows
-        if visible.n_keys and visible.n_queries:
-            positions = visible.positions_of_queries(), visible.positions_of_keys()
-            layout = block_layout(visible.pattern, *positions, rows, KEYS)
-            least, most = layout.amin(1).cpu(), layout.amax(1).cpu()  # over heads: a tile spans several
-            at = torch.arange(layout.shape[-1])
-            seen = most != NONE
-            self.first = at.where(seen, layout.shape[-1]).amin(-1)  # (B or 1, row blocks)
-            self.behind = (at + 1).where(seen, 0).amax(-1)
-            self.all = least == ALL
 
-    def of(self, part: slice, rows: slice) -> tuple[slice, slice, bool, bool]:
-        """The keys that some sample of `part` sees from `rows`; those that not all do; are all allowed; no padding?"""
-        lengths_q, lengths_k = self.visible.q_lengths, self.visible.k_lengths
-        if not self.visible.n_keys:
-            return slice(0, 0), slice(0, 0), True, True
-        block = rows.start // self.step
-        first, behind, allowed = (x if x.shape[0] == 1 else x[part] for x in (self.first, self.behind, self.all))
-        lo, hi = int(first[:, block].min()), int(behind[:, block].max())
-        some = (~allowed[:, block, lo:hi].all(0)).nonzero()
-        end = self.visible.n_keys if lengths_k is None else int(lengths_k[part].max())
-        keys = slice(min(lo * KEYS, end), max(min(lo * KEYS, end), min(hi * KEYS, end)))
-        real = keys.stop if lengths_k is None else min(keys.stop, int(lengths_k[part].min()))
-        all_rows = lengths_q is None or int(lengths_q[part].min()) >= rows.stop
-        if self.visible.mask is not None or not all_rows:
-            partly = keys
-        else:
-            bounds = [(lo + int(i)) * KEYS for i in (some[0], some[-1] + 1)] if len(some) else []
-            bounds += [real, keys.stop] if real < keys.stop else []
-            partly = slice(min(bounds), min(max(bounds), keys.stop)) if bounds else slice(keys.start, keys.start)
-        return keys, partly, not len(some), real == keys.stop and all_rows
+def _stretches(start: int, stop: int, step: int) -> Iterator[slice]:
+    for first in range(start, stop, step):
+        yield slice(first, min(stop, first + step))

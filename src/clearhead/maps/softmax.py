@@ -112,7 +112,7 @@ class SoftmaxMap(AttentionMap):
         if not n_keys:
             return q.new_zeros(b, h, n_queries, 0, dtype=self._wide)
         everywhere = (slice(0, b), slice(0, self._kv_heads), slice(0, h), slice(0, n_queries), slice(0, n_keys))
-        return _softmax(Tile(*everywhere, everywhere[-1], free=False, unpadded=False), q, k, see, score, self._sinks)
+        return _softmax(Tile(*everywhere, free=False, unpadded=False), q, k, see, score, self._sinks)
 
     def _strips(self) -> Iterator[Strip]:
         (q, k), see = self._clean(), self.visible.placed()
