@@ -102,9 +102,10 @@ def _backward(
     g_out: Tensor, g_raw: Tensor, g_received: Tensor, out: Tensor | None, lse: Tensor, *call: Any
 ) -> tuple[Tensor, ...]:
     *qkv, task = _task(*call)
-    known = (lse,) if out is None else (out, lse)
+    kernel = _kernel(call)
+    known = (out, lse) if kernel is blocks else (lse,)  # what is chosen late keeps the output for either
     with as_given(call[0].device):
-        return _kernel(call).backward(g_out, g_raw, g_received, *qkv, *known, task)
+        return kernel.backward(g_out, g_raw, g_received, *qkv, *known, task)
 
 
 forward_op = torch.library.custom_op(
