@@ -113,12 +113,14 @@ def test_under_the_compiler_the_choice_waits_for_the_tensors():
 
 def test_the_table_says_time_and_memory_and_why():
     lines = str(ch.explain(LONG, LONG, ch.window(256))).splitlines()
-    assert [line[2:8].strip() for line in lines[:4]] == ["kernel", "sdpa", "blocks", "stream"]
+    assert [line[2:8].strip() for line in lines[:6]] == ["kernel", "sdpa", "blocks", "packed", "flex", "stream"]
     assert "dense mask of 16,777,216 pairs" in lines[1]
     assert "fits, but stream is predicted to take " in lines[2]
-    assert lines[3].startswith("▸ stream")
-    assert lines[3].endswith("chosen: predicted to be faster; compiled")
-    assert lines[4] == "Times are predicted from rates measured elsewhere: see calibrate."
+    assert lines[3].endswith("is for GPUs")
+    assert lines[4].endswith("is for GPUs")
+    assert lines[5].startswith("▸ stream")
+    assert lines[5].endswith("chosen: predicted to be faster; compiled")
+    assert lines[6] == "Times are predicted from rates measured elsewhere: see calibrate."
     assert str(ch.explain(LONG.double(), LONG.double(), softcap=1.0)).count("tensor by tensor: float32 or less") == 1
 
 

@@ -1,17 +1,18 @@
 """Kernels: how A v is computed. `stream` is the reference; every other one is an optimisation tested equal to it."""
 
-from clearhead.kernels.call import Call, describe
-from clearhead.kernels.choose import SMALL, Explanation, choose, explain, memory_budget
+from clearhead.kernels.call import SMALL, Call, describe
+from clearhead.kernels.choose import OUTPUT_ALONE, Explanation, choose, explain, memory_budget
+from clearhead.kernels.flex import flex_attend
 from clearhead.kernels.operator import run
 from clearhead.kernels.rows import Rows, logsumexp, softmax_rows
 from clearhead.kernels.score import Score, as_given, working_dtype
-from clearhead.kernels.sdpa import sdpa
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
 from clearhead.kernels.tiles import Tile, tiles
 from clearhead.kernels.visible import Visible, cleaned
 
 __all__ = [
+    "OUTPUT_ALONE",
     "SMALL",
     "Call",
     "Explanation",
@@ -26,10 +27,10 @@ __all__ = [
     "cleaned",
     "describe",
     "explain",
+    "flex_attend",
     "logsumexp",
     "memory_budget",
     "run",
-    "sdpa",
     "softmax_rows",
     "tiles",
     "working_dtype",

@@ -8,16 +8,18 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from clearhead.errors import InputError, nearest
-from clearhead.kernels.call import describe
+from clearhead.kernels.call import Call, describe
+from clearhead.kernels.choose import KERNELS, OUTPUT_ALONE
 from clearhead.kernels.costs import WIDTHS, Rate, machine, measured, rates_file, work
+from clearhead.kernels.flex import flex_attend
 from clearhead.kernels.operator import run
 from clearhead.kernels.score import Score
-from clearhead.kernels.sdpa import sdpa
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
-from clearhead.patterns import Pattern, causal, everything, window
+from clearhead.patterns import Pattern, causal, documents, everything, window
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TRIALS = {
@@ -25,6 +27,8 @@ _TRIALS = {
     "sdpa masked": ((causal() & window(128), 768), (causal() & window(8), 16)),
     "blocks": ((window(256), 2048), (causal() & ~window(300), 640)),
     "stream": ((window(256), 2048), (causal() & window(8), 16)),
+    "flex": ((window(256), 8192), (causal() & window(8), 640)),
+    "packed": ((documents(torch.arange(8192) // 512), 8192), (documents(torch.arange(64) // 16), 64)),
 }
 """For each kernel a call whose pairs take the time, and one whose calls do."""
 _HEADS = 4
@@ -63,10 +67,22 @@ def calibrate(
     for dtype in dtypes:
         for width in widths:
             say(f"{device}, {dtype}, heads of width {width}")
-            for kernel in _TRIALS if device == "cpu" else ("sdpa", "sdpa masked", "stream"):
+            for kernel in _kernels(device, DTYPES[dtype], width):
                 rows.append(Measured(dtype, width, kernel, _rate(kernel, device, DTYPES[dtype], width, rounds)))
     _write(device, rows)
     return rows
+
+
+def _kernels(device: str, dtype: torch.dtype, width: int) -> list[str]:
+    """Those that compute their own trial there."""
+    found = []
+    for kernel, ((pattern, n), _) in _TRIALS.items():
+        misfit = dict(KERNELS)[kernel.split()[0]]
+        visible = Visible(pattern, n, n, torch.device(device))
+        call = Call((1, _HEADS, n, n), (width, width), visible.device, visible, Score(1.0), dtype=dtype)
+        if misfit(call) is None:
+            found.append(kernel)
+    return found
 
 
 def _write(device: str, rows: Sequence[Measured]) -> None:
@@ -106,17 +122,25 @@ def _measured(
     """Seconds of forward and backward pass, and what work that is: pairs and calls."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, g = (torch.randn(1, _HEADS, n, width, generator=generator).to(device, dtype) for _ in range(4))
+    pattern = pattern.to(device)
     visible, score = Visible(pattern, n, n, q.device), Score(width**-0.5)
     call = describe(q, k, width, visible, score)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
 
     def trial() -> None:
-        name = kernel.split()[0]
-        out = sdpa(q, k, v, visible, score) if name == "sdpa" else run(q, k, v, Task(visible, score), name)[0]
+        out = _output(kernel.split()[0], q, k, v, visible, score)
         torch.autograd.grad(out, (q, k, v), g)
 
     trial()  # compiles, and makes plans
     return median(_seconds(trial, q.device) for _ in range(rounds)), work(kernel.split()[0], call)
+
+
+def _output(kernel: str, q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score) -> Tensor:
+    if kernel in OUTPUT_ALONE:
+        return OUTPUT_ALONE[kernel](q, k, v, visible, score)
+    return (
+        flex_attend(q, k, v, visible, score)[0] if kernel == "flex" else run(q, k, v, Task(visible, score), kernel)[0]
+    )
 
 
 def _seconds(trial: Callable[[], None], device: torch.device) -> float:

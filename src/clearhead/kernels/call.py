@@ -12,6 +12,9 @@ from clearhead.kernels.spans import rectangles, spans
 from clearhead.kernels.tiles import Size
 from clearhead.kernels.visible import Visible
 
+SMALL = 1 << 20
+"""Query-key pairs that may be held at once: 4 MiB in float32. Below, a dense mask or n² weights are the fast path."""
+
 
 @dataclass(eq=False)  # a frozen one takes four times as long to make
 class Call:

@@ -6,15 +6,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.kernels.call import Call
+from clearhead.kernels import flex, packed
+from clearhead.kernels.call import SMALL, Call
 from clearhead.kernels.costs import Cost, as_bytes, how_streamed, in_bytes, measured, predicted
 from clearhead.kernels.runs import ROWS
 from clearhead.kernels.score import traced
+from clearhead.kernels.sdpa import sdpa
 
-SMALL = 1 << 20
-"""Query-key pairs that may be held at once: 4 MiB in float32. Below, a dense mask or n² weights are the fast path."""
 WORTH = 0.9
 """The share of all pairs that may lie in blocks that are seen, for `blocks` to save work."""
 FASTER = 0.8
@@ -76,9 +77,13 @@ def _beyond_blocks(call: Call) -> str | None:
 KERNELS: tuple[tuple[str, Callable[[Call], str | None]], ...] = (
     ("sdpa", _sdpa),
     ("blocks", _blocks),
+    ("packed", packed.misfit),
+    ("flex", flex.misfit),
     ("stream", lambda call: None),
 )
 """Name, and why it does not fit a call (None: it fits), in order of preference."""
+OUTPUT_ALONE: dict[str, Callable[..., Tensor]] = {"sdpa": sdpa, "packed": packed.packed}
+"""Kernels that return the output alone: of q, k, v, what is visible, score and dropout."""
 
 
 _budget: ContextVar[int | None] = ContextVar("clearhead_memory", default=None)
@@ -114,7 +119,8 @@ def choose(call: Call, among: Collection[str] = ()) -> str:
                 return name  # nothing is left out, and nothing is faster
     if budget is not None:
         fits = _within(budget, {name: predicted(name, call) for name in fits})
-    return fits[0] if "blocks" not in fits else _fastest({name: predicted(name, call) for name in fits})
+    refined = len(fits) > 1 and not {"blocks", "packed", "flex"}.isdisjoint(fits)
+    return _fastest({name: predicted(name, call) for name in fits}) if refined else fits[0]
 
 
 def _within(budget: int, costs: dict[str, Cost]) -> list[str]:
@@ -130,9 +136,10 @@ def _within(budget: int, costs: dict[str, Cost]) -> list[str]:
 
 
 def _fastest(costs: dict[str, Cost]) -> str:
-    best = ""
+    """The first, unless a later one is predicted to be much faster; a rate that is not measured predicts nothing."""
+    best = next(iter(costs))
     for name, cost in costs.items():
-        if not best or cost.seconds < FASTER * costs[best].seconds:
+        if cost.seconds is not None and (known := costs[best].seconds) is not None and cost.seconds < FASTER * known:
             best = name
     return best
 
@@ -170,8 +177,15 @@ def explain(call: Call) -> Explanation:
     reasons = {name: misfit or _passed_over(name, chosen, costs, budget) for name, misfit in misfits.items()}
     if "stream" in reasons and misfits["stream"] is None:
         reasons["stream"] += f"; {how_streamed(call)}"
-    source = "measured on this machine" if measured() else "measured elsewhere: see calibrate"
-    return Explanation(chosen, reasons, costs, (f"Times are predicted from rates {source}.",))
+    return Explanation(chosen, reasons, costs, (_source(call.device.type),))
+
+
+def _source(device: str) -> str:
+    if measured().get(device):
+        return "Times are predicted from rates measured on this machine."
+    if device == "cpu":
+        return "Times are predicted from rates measured elsewhere: see calibrate."
+    return "Rates of this device are not measured: the order decides; see calibrate."
 
 
 def _passed_over(name: str, chosen: str, costs: dict[str, Cost], budget: int | None) -> str:
@@ -180,6 +194,7 @@ def _passed_over(name: str, chosen: str, costs: dict[str, Cost], budget: int | N
         return "chosen: the first that fits" if name == names[0] else "chosen: predicted to be faster"
     if budget is not None and costs[name].memory > budget:
         return f"would hold more than the memory budget of {in_bytes(budget)}"
-    if names.index(name) < names.index(chosen):
-        return f"fits, but {chosen} is predicted to take {costs[chosen].seconds / costs[name].seconds:.2g} of its time"
+    own, best = costs[name].seconds, costs[chosen].seconds
+    if names.index(name) < names.index(chosen) and own is not None and best is not None:
+        return f"fits, but {chosen} is predicted to take {best / own:.2g} of its time"
     return f"fits, but {chosen} comes first"

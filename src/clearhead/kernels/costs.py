@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from clearhead.errors import InputError
-from clearhead.kernels import stream
+from clearhead.kernels import flex, packed, stream
 from clearhead.kernels.call import Call
 from clearhead.kernels.tiles import COMPILED, PAIRS, Size
 
@@ -31,14 +31,17 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """A prediction for forward and backward pass. `memory` is what is held beside inputs, output and gradients."""
+    """A prediction for forward and backward pass. `memory` is what is held beside inputs, output and gradients.
 
-    seconds: float
+    `seconds` is None where nothing was measured on the device.
+    """
+
+    seconds: float | None
     memory: int
 
     def words(self) -> tuple[str, str]:
         """Time and memory as people write them."""
-        return in_seconds(self.seconds), in_bytes(self.memory)
+        return "not measured" if self.seconds is None else in_seconds(self.seconds), in_bytes(self.memory)
 
 
 RATES = {
@@ -58,12 +61,14 @@ RATES = {
 """Where nothing was measured: widths of 64 on two cores with AVX-512. What counts is how kernels compare."""
 
 
-def rate(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> Rate:
-    """The rate of a kernel: as measured here by `calibrate`, else as measured where the library was written."""
+def rate(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> Rate | None:
+    """The rate of a kernel: as measured here by `calibrate`, else, on CPUs, where the library was written."""
     near = min(WIDTHS, key=lambda known: abs(known - width))
     found = measured().get(str(device.type), {}).get(f"{str(dtype).removeprefix('torch.')} {near}", {}).get(kernel)
     if found is not None:
         return Rate(found[0] * ((32 + width) / (32 + near)), found[1])
+    if device.type != "cpu":
+        return None
     usual = RATES["half" if dtype.itemsize == 2 else "float32"][kernel]
     return Rate(usual.pair * (32 + width) / 96 * max(1, dtype.itemsize // 4), usual.call)
 
@@ -124,9 +129,11 @@ def as_bytes(size: int | str) -> int:
 
 def predicted(kernel: str, call: Call) -> Cost:
     """What a kernel that fits a call is predicted to cost."""
-    pairs, calls = work(kernel, call)
     name = "sdpa masked" if kernel == "sdpa" and call.mask_cells else kernel
     each = rate(name, call.device, call.dtype, sum(call.widths) // 2)
+    if each is None:
+        return Cost(None, _memory(kernel, call))
+    pairs, calls = work(kernel, call)
     slower = 2 if kernel == "stream" and _tensor_by_tensor(call) else 1
     return Cost(slower * pairs * each.pair + calls * each.call, _memory(kernel, call))
 
@@ -151,6 +158,10 @@ def work(kernel: str, call: Call) -> tuple[int, int]:
             return call.in_tiles(Size())
         pairs, tiles = call.in_tiles(COMPILED)
         return pairs + COMPILED.call * call.shape[1] * tiles, call.shape[0]
+    if kernel == "flex":
+        return call.shape[0] * call.shape[1] * flex.visited(call.visible), 1
+    if kernel == "packed":
+        return call.shape[1] * packed.visited(call.visible, call.shape[0]), 1
     return (call.pairs // 2 if call.visible.plainly_causal else call.pairs), 1
 
 
@@ -160,6 +171,10 @@ def _memory(kernel: str, call: Call) -> int:
     wider = 4 * b * h * (n_queries + n_keys) * sum(call.widths) if size < 4 else 0
     if kernel == "blocks":
         return wider + 8 * b * h * n_queries + 4 * min(call.in_blocks, 1 << 22)
+    if kernel == "flex":
+        return 8 * b * h * n_queries + 16 * b * h * -(-n_queries // flex.BLOCK) * -(-n_keys // flex.BLOCK)
+    if kernel == "packed":  # tokens may be copied, one below another
+        return 8 * b * h * n_queries + b * h * (n_queries + n_keys) * sum(call.widths) * size
     if kernel == "stream":
         return 2 * wider + 8 * b * h * n_queries + 96 * min(call.in_tiles(COMPILED)[0], 4 * PAIRS)
     return call.mask_cells * (size + 1) + (3 * call.pairs * size if call.unfused else 0)

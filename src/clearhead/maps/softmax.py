@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from clearhead.errors import InputError
 from clearhead.kernels import (
+    OUTPUT_ALONE,
     Call,
     Explanation,
     Score,
@@ -25,9 +26,9 @@ from clearhead.kernels import (
     choose,
     cleaned,
     describe,
+    flex_attend,
     logsumexp,
     run,
-    sdpa,
     softmax_rows,
     tiles,
     working_dtype,
@@ -76,12 +77,15 @@ class SoftmaxMap(AttentionMap):
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
         see = self.visible
         kernel = choose(self._call(v.shape[-1], dropout, statistics))
-        if kernel == "sdpa":
-            return sdpa(self._q, self._k, v, see, self._score, dropout), None
+        if kernel in OUTPUT_ALONE:
+            return OUTPUT_ALONE[kernel](self._q, self._k, v, see, self._score, dropout), None
         q_padding, k_padding = see.padding()
         q, k, v = cleaned(self._q, q_padding), cleaned(self._k, k_padding), cleaned(v, k_padding)
         named = see.first_key() if statistics else None
-        out, raw, _ = run(q, k, v, self._task(see, self._score, named, dropout), kernel)
+        if kernel == "flex":
+            out, raw = flex_attend(q, k, v, see, self._score, logsumexp=self._sinks is not None)
+        else:
+            out, raw, _ = run(q, k, v, self._task(see, self._score, named, dropout), kernel)
         if self._sinks is not None:
             out = (out * kept(raw[0], self._sinks)[..., None]).to(out.dtype)
         out = cleaned(out, q_padding)

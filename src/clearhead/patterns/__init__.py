@@ -16,7 +16,7 @@ causal() & window(2)
 
 from clearhead.patterns.base import ALL, NONE, SOME, Pattern, is_value
 from clearhead.patterns.edges import graph
-from clearhead.patterns.given import documents
+from clearhead.patterns.given import documents, names_of
 from clearhead.patterns.layout import block_layout
 from clearhead.patterns.parse import parse, restore
 from clearhead.patterns.presets import bigbird, longformer, sparse_transformer
@@ -39,6 +39,7 @@ __all__ = [
     "graph",
     "is_value",
     "longformer",
+    "names_of",
     "parse",
     "prefix",
     "restore",

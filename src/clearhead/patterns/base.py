@@ -54,6 +54,10 @@ class Pattern:
     def __invert__(self) -> "Pattern":
         return _Not(self)
 
+    def joined(self) -> "tuple[Pattern, ...]":
+        """The patterns that `&` joins in this one; itself alone, if none."""
+        return (self,)
+
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that the pattern holds, in the order in which `repr` names their owners."""
         return ()
@@ -129,6 +133,15 @@ def verdict(some: Tensor, all_: Tensor) -> Tensor:
     return some.to(torch.int8) + all_.to(torch.int8)
 
 
+def spread(x: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """`x`, computed from `q` or `k` alone, with an entry for each pair; as it is where that is what it has.
+
+    FlexAttention's compiler takes no `expand` of a single pair.
+    """
+    shape = torch.broadcast_shapes(q.shape, k.shape)
+    return x if x.shape == shape else x.expand(shape)
+
+
 @dataclass(frozen=True, repr=False)
 class _Pair(Pattern):
     """Two patterns, joined."""
@@ -169,6 +182,9 @@ class _And(_Pair):
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         where = (b, h, q_lo, q_hi, k_lo, k_hi)
         return torch.minimum(self.left.cover(*where), self.right.cover(*where))
+
+    def joined(self) -> tuple[Pattern, ...]:
+        return (*self.left.joined(), *self.right.joined())
 
     def _joined(self, left: str, right: str) -> str:
         # & is associative but its tree is part of the value, so the right operand keeps its parentheses

@@ -30,6 +30,11 @@ def documents(ids: Tensor) -> Pattern:
     return _Documents(_named_by_first(ids if ids.dim() == 2 else ids[None]))
 
 
+def names_of(pattern: Pattern) -> Tensor | None:
+    """The first position of each position's document, (B or 1, N), -1 for padding; None if it is no `documents`."""
+    return pattern.names if isinstance(pattern, _Documents) else None
+
+
 def _named_by_first(ids: Tensor) -> Tensor:
     """Each id replaced by the first position that has it, so that contiguous documents are in order; padding by -1."""
     ordered, at = ids.sort(dim=-1, stable=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearhead.patterns.base import Pattern, verdict, whole
+from clearhead.patterns.base import Pattern, spread, verdict, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,8 +146,7 @@ class prefix(Pattern):
         return 2 * self.n
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return ((k >= 0) & (k < self.n)).expand(torch.broadcast_shapes(q.shape, k.shape))
+        return spread((k >= 0) & (k < self.n), q, k)
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
-        seen = verdict((k_lo < self.n) & (k_hi > 0), (k_lo >= 0) & (k_hi <= self.n))
-        return seen.expand(torch.broadcast_shapes(q_lo.shape, k_lo.shape))
+        return spread(verdict((k_lo < self.n) & (k_hi > 0), (k_lo >= 0) & (k_hi <= self.n)), q_lo, k_lo)

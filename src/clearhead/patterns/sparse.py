@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.patterns.base import SOME, Pattern, verdict, whole
+from clearhead.patterns.base import SOME, Pattern, spread, verdict, whole
 
 
 def _floor(x: Tensor, step: int) -> Tensor:
@@ -60,8 +60,7 @@ class summaries(Pattern):
         return 3 * self.size
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = torch.remainder(k, self.size) >= self.size - self.count
-        return seen.expand(torch.broadcast_shapes(q.shape, k.shape))
+        return spread(torch.remainder(k, self.size) >= self.size - self.count, q, k)
 
     def _before(self, position: Tensor) -> Tensor:
         """How many positions that are seen lie before `position`, but for a constant."""
@@ -70,7 +69,7 @@ class summaries(Pattern):
 
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         seen = self._before(k_hi) - self._before(k_lo)
-        return verdict(seen > 0, seen == k_hi - k_lo).expand(torch.broadcast_shapes(q_lo.shape, k_lo.shape))
+        return spread(verdict(seen > 0, seen == k_hi - k_lo), q_lo, k_lo)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -178,7 +177,8 @@ class scattered(Pattern):
         return torch.where(size > 0, drawn, -1)
 
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        row, column = _floor(q, self.block), _floor(k, self.block)
+        # int64 for the hash: compiled for a GPU, positions come in int32
+        row, column = _floor(q.long(), self.block), _floor(k.long(), self.block)
         among = self._among(row)
         seen = self._draw(row, 0, among) == column
         for i in range(1, self.per_row):
