@@ -26,6 +26,7 @@ from clearhead.bench import (
     watch,
 )
 from clearhead.bench.case import coverage, shape_of
+from clearhead.bench.small import calls_of
 from clearhead.bench.traps import TRAPS
 from clearhead.cli import main
 from clearhead.errors import ClearheadError
@@ -242,6 +243,13 @@ def test_small_calls_are_told_in_microseconds(unchecked):
     assert "plain, 8 tokens" in found.calls
     assert "µs" in found.lines()[2]
     assert found.record()["calls"]["mask, 64 tokens"]["beyond"]["median"] == found.beyond("mask, 64 tokens")[0]
+
+
+def test_arms_of_small_calls_compute_the_same():
+    for name, arms in calls_of(Case(8, 2, 4), 8).items():
+        own, peer = (found[0] if isinstance(found, tuple) else found for found in (arm() for arm in arms))
+        seen = slice(0, 7 if name == "lengths" else None)  # what stands in padding is nobody's
+        torch.testing.assert_close(own[..., seen, :], peer[..., seen, :])
 
 
 def test_pictures_are_drawn(tmp_path, unchecked):

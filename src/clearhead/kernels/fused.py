@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clearhead.kernels.compiler import compiled
 from clearhead.kernels.score import Score, traced
+from clearhead.kernels.shared import SHARED
 from clearhead.kernels.tiles import COMPILED, PAIRS, ROWS, Size, Tile
 from clearhead.kernels.visible import Visible
 
@@ -57,6 +58,7 @@ def _library() -> Any:
     if isinstance(library, str):
         return library
     library.room_for.restype = library.room_for_back.restype = c_int64
+    library.told.argtypes = (c_void_p, c_int64, c_void_p, c_void_p)
     return library
 
 
@@ -90,10 +92,13 @@ def halves(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 def misfit(*tensors: Tensor | None) -> str | None:
     """Why `fused.c` cannot take these tensors (None: it can)."""
-    given = [x for x in tensors if x is not None]
-    if any(x.device.type != "cpu" or x.dtype == torch.float64 for x in given):
-        return "float32 or less on the CPU only"
-    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in given) or torch._C._len_torch_dispatch_stack():
+    watched = torch._C._len_torch_dispatch_stack() > 0
+    for x in tensors:
+        if x is not None:
+            if not x.is_cpu or x.dtype == torch.float64:
+                return "float32 or less on the CPU only"
+            watched = watched or type(x) not in (Tensor, torch.nn.Parameter)
+    if watched:
         return "something else looks on at what PyTorch computes"
     if isinstance(library := _library(), str):
         return str(library)
@@ -101,8 +106,8 @@ def misfit(*tensors: Tensor | None) -> str | None:
 
 
 def plain(visible: Visible) -> bool:
-    """No one gave positions, and no tile will ask for them."""
-    return visible.full and visible.unpadded and visible.q_positions is None and visible.k_positions is None
+    """No tile will ask for positions, or those that it asks for are shared."""
+    return visible.alike and (visible.n_keys <= SHARED or (visible.full and visible.unpadded))
 
 
 def tile_size(visible: Visible, samples: int, heads: int) -> Size:
@@ -125,8 +130,7 @@ def told(raw: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     """
     raw = raw.contiguous()
     found, visible = raw.new_empty(7, *raw.shape[1:]), raw.new_empty(raw.shape[1:], dtype=torch.int64)
-    count = c_int64(visible.numel())
-    _library().told(c_void_p(raw.data_ptr()), count, c_void_p(found.data_ptr()), c_void_p(visible.data_ptr()))
+    _library().told(raw.data_ptr(), visible.numel(), found.data_ptr(), visible.data_ptr())
     return found.unbind(), visible
 
 
@@ -159,10 +163,10 @@ class Pass:
         self._visible, self._score = visible, score
         self._sinks = None if sinks is None else sinks.contiguous()
         self._q, self._k, self._v, self._out = (_Laid(x) for x in (q, k, v, out))
-        self._raw, self._received = _Laid(raw[0]), _Laid(received[:, :, None]) if received.shape[-1] else None
+        self._raw, self._received = _Laid(raw[0]), _Laid(received, rows=False) if received.shape[-1] else None
         self._q_at = self._k_at = None
         if distance and sinks is not None:
-            self._q_at, self._k_at = (_Laid(x[:, :, None]) for x in _positions(visible))
+            self._q_at, self._k_at = (_Laid(x, rows=False) for x in _positions(visible))
         self._fixed = {
             "gemm": _gemm() if halves(q, k, v) else None,
             "group": q.shape[1] // k.shape[1],
@@ -281,26 +285,34 @@ class Return(Pass):
 
 def _positions(visible: Visible) -> tuple[Tensor, Tensor]:
     """Where queries and keys stand, float32, (B or 1, H or 1, N): those that no one gave are written once for all."""
-    if not plain(visible):
+    if not visible.alike:
         given = visible.positions_of_queries(), visible.positions_of_keys()
         return tuple(x.float().contiguous() for x in given)  # type: ignore[return-value]
-    queries, keys = visible.n_queries, visible.n_keys
+    return _lined_up(visible.n_queries, visible.n_keys)
+
+
+@lru_cache(maxsize=64)
+def _lined_up(queries: int, keys: int) -> tuple[Tensor, Tensor]:
     numbers, ahead = _numbers(max(queries, keys).bit_length()), max(queries, keys) - queries
     return numbers[..., ahead : ahead + queries], numbers[..., max(0, queries - keys) :][..., :keys]
 
 
 @lru_cache(maxsize=4)
 def _numbers(bits: int) -> Tensor:
-    return torch.arange(1 << bits, dtype=torch.float32, device="cpu")[None, None]
+    with torch.inference_mode(False):
+        return torch.arange(1 << bits, dtype=torch.float32, device="cpu")[None, None]
 
 
 class _Laid:
-    """Where a tensor (B or 1, H or 1, R or 1, columns side by side) lies in memory; it must outlive its calls."""
+    """Where a tensor (B or 1, H or 1, R or 1, columns side by side) lies in memory; it must outlive its calls.
 
-    def __init__(self, x: Tensor) -> None:
+    One without `rows` is (B or 1, H or 1, columns side by side).
+    """
+
+    def __init__(self, x: Tensor, rows: bool = True) -> None:
         self._held, self._at, self._size = x, x.data_ptr(), x.element_size()
-        (b, h, r), (b_step, h_step, r_step) = x.shape[:3], x.stride()[:3]
-        self._steps = (b_step if b > 1 else 0, h_step if h > 1 else 0, r_step if r > 1 else 0)
+        (b, h, r, *_), (b_step, h_step, r_step, *_) = x.shape, x.stride()
+        self._steps = (b_step if b > 1 else 0, h_step if h > 1 else 0, r_step if rows and r > 1 else 0)
 
     def part(self, sample: int = 0, head: int = 0, row: int = 0, column: int = 0) -> _Tensor:
         """From there on; along axes of one, anything is the first."""
@@ -310,9 +322,12 @@ class _Laid:
 
 def _rows_apart(x: Tensor) -> Tensor:
     """`x` with its last axis side by side, and its rows one behind the other: what a matrix product takes."""
-    x = x.resolve_neg()
-    lies_so = x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1]
-    return x if lies_so or not x.numel() else x.clone(memory_format=torch.contiguous_format)
+    if x.is_neg():
+        x = x.resolve_neg()
+    *_, row, column = x.stride()
+    return (
+        x if (column == 1 and row >= x.shape[-1]) or not x.numel() else x.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _adjacent(x: Tensor, size: int) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from clearhead.kernels.score import traced
 
-_MOST = 1 << 12
-"""Numbers that are kept: of more, the operation that makes them is nothing beside the attention."""
+SHARED = 1 << 12
+"""Numbers that calls share, at most: of more, the operation that makes them is nothing beside the attention."""
 
 
 def shares(device: torch.device) -> bool:
@@ -22,7 +22,7 @@ def shares(device: torch.device) -> bool:
 
 def numbers(stop: int, device: torch.device, start: int = 0) -> Tensor:
     """start … stop − 1, (1, 1, N)."""
-    if not start and stop <= _MOST and shares(device):
+    if not start and stop <= SHARED and shares(device):
         return _numbers(stop)
     return torch.arange(start, stop, device=device)[None, None]
 

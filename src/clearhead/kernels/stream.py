@@ -22,7 +22,7 @@ from clearhead.kernels.tiles import Size, Tile, tiles
 from clearhead.kernels.visible import Visible, cut
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # a frozen one takes four times as long to make
 class Task:
     """What a pass over the rows is to compute, apart from q, k and v.
 

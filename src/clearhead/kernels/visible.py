@@ -48,6 +48,11 @@ class Visible:
         return default and self.n_queries == self.n_keys and self.q_lengths is self.k_lengths
 
     @property
+    def alike(self) -> bool:
+        """No one gave positions, and those that go without saying do not depend on lengths."""
+        return self.q_positions is None and self.k_positions is None and (self.unpadded or self.aligned)
+
+    @property
     def full(self) -> bool:
         """Every query sees every key that is not padding."""
         return self.mask is None and isinstance(self.pattern, everything)
@@ -101,9 +106,8 @@ class Visible:
     @property
     def _lasting(self) -> bool:
         """Does the pattern allow the same pairs in every call of these sizes, and may they be kept?"""
-        default = self.q_positions is None and self.k_positions is None and (self.unpadded or self.aligned)
         small = self.n_queries * self.n_keys <= _KEPT
-        return default and small and shares(self.device) and is_value(self.pattern)
+        return small and self.alike and shares(self.device) and is_value(self.pattern)
 
     def _allowed(self, b: slice, h: slice, rows: slice, keys: slice) -> Tensor:
         """What the pattern allows of a rectangle."""
@@ -180,7 +184,7 @@ class Visible:
     def first_key(self) -> Tensor:
         """The sample's first real key, (B or 1, 1): the lowest position that is neither padding nor masked for all."""
         if not self.n_keys or (self.mask is None and self.k_positions is None):
-            return torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+            return numbers(1, self.device)[0]
         real = torch.ones(1, self.n_keys, dtype=torch.bool, device=self.device)
         if self.mask is not None:
             real = self.mask.any(2).any(1).expand(-1, self.n_keys)

@@ -104,7 +104,9 @@ class AttentionMap(ABC):
         if not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1")
         out, stats = self._applied(v, dropout, statistics)
-        return self._dropped(out) if stats is None else (self._dropped(out), stats.map(self._dropped))
+        if self._axes < 4:
+            out, stats = self._dropped(out), None if stats is None else stats.map(self._dropped)
+        return out if stats is None else (out, stats)
 
     def _applied(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
         """`_apply`, of which observers are told."""

@@ -59,7 +59,8 @@ class _Attention(nn.Module):
             xavier(self.out, branch_scale)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+        samples, tokens, _ = x.shape
+        return x.reshape(samples, tokens, heads, self.head_dim).transpose(1, 2)
 
     def _queries(self, x: Tensor) -> Tensor:
         return _normed(self.query_norm, self._heads(self.query(x), self.num_heads))
