@@ -23,6 +23,7 @@ class Problem:
     scale: float | None = None
     softcap: float | None = None
     bias: Tensor | None = None
+    by: str | None = None  # what the bias goes by, if by distance: "alibi", "t5" or "relative"; then it is a parameter
     sinks: Tensor | None = None  # (H,), each a logit more in the rows of its head, whose value is zero
 
     def visible(self) -> Tensor:
@@ -35,7 +36,7 @@ class Problem:
         out = out & (torch.arange(nk) < k_len[:, None])[:, None, None, :]
         if "mask" in self.call:
             out = out & self.call["mask"]
-        return out if self.bias is None else out & (self.bias != -math.inf)
+        return out if self.bias is None or self.by else out & (self.bias != -math.inf)
 
     def lengths(self) -> tuple[Tensor, Tensor]:
         b, nq, nk = self.q.shape[0], self.q.shape[2], self.k.shape[2]
@@ -55,9 +56,24 @@ class Problem:
         s = q @ k.mT * (q.shape[-1] ** -0.5 if self.scale is None else self.scale)
         if self.softcap is not None:
             s = torch.tanh(s / self.softcap) * self.softcap
-        if bias is not None:
+        if self.by:
+            s = s + self.by_distance(bias)
+        elif bias is not None:
             s = s + bias.masked_fill(bias == -math.inf, 0)
         return s.masked_fill(~self.visible(), -math.inf)
+
+    def by_distance(self, weight: Tensor | None) -> Tensor:
+        """The bias of every pair, (B, H, Nq, Nk): ALiBi of 2^i heads, T5's with 8 buckets up to 12, or 4 distances."""
+        q_at, k_at = self.positions()
+        d = (k_at[..., None, :] - q_at[..., :, None]).expand(-1, self.q.shape[1], -1, -1)
+        heads = torch.arange(self.q.shape[1])[:, None, None]
+        if weight is None:
+            return -(2.0 ** (-8 * (heads + 1) / self.q.shape[1])).double() * d.abs()
+        if self.by == "relative":
+            return weight[heads, d.clamp(-4, 4) + 4]
+        far = d.abs().clamp(max=12)
+        bucket = torch.tensor([0, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3])[far]  # 2 + ⌊2 · ln(far / 2) / ln 6⌋ from 2 on
+        return weight[bucket + 4 * (d > 0), heads]
 
     def weights(self, s: Tensor, sinks: Tensor | None = None) -> Tensor:
         seen, sinks = self.visible(), self.sinks if sinks is None else sinks

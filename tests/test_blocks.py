@@ -228,7 +228,22 @@ def test_the_operator_holds_its_contract(dtype):
     tensors = (q, k, v, None, None, lengths, lengths.clone(), None, None)
     pattern = ch.documents((torch.arange(150) // 40)[None]) & ch.causal()
     held = [*pattern.tensors(), *[None] * (8 - len(pattern.tensors()))]
-    arguments = (*tensors, *held, None, None, pattern.outline(), 0.3, None, 0.0, False, False, "blocks")
+    arguments = (
+        *tensors,
+        *held,
+        None,
+        None,
+        pattern.outline(),
+        0.3,
+        None,
+        None,
+        False,
+        True,
+        0.0,
+        False,
+        False,
+        "blocks",
+    )
     torch.library.opcheck(forward_op, arguments)
     out, raw, received = forward_op(*arguments)
     known = (torch.randn_like(out), torch.zeros_like(raw), received, out, raw[0])

@@ -88,6 +88,11 @@ PATTERNS = {
     "graph": (ch.graph(EDGES), by_table(on_an_edge)),
     "outside": (~ch.window(2) & ch.causal(), lambda q, k: k < q - 2),
 }
+BY_DISTANCE = {
+    "alibi": ch.ALiBi,
+    "t5": lambda heads: ch.T5Bias(heads, 8, 12),
+    "relative": lambda heads: ch.RelativeBias(heads, 4),
+}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -127,20 +132,35 @@ def problems(draw, dtypes=DTYPES, padding=True):
     if draw(st.integers(0, 3)) == 0:
         call["q_positions"] = torch.randint(-3, 12, (b, 1, nq), generator=generator)
         call["k_positions"] = torch.randint(-3, 12, (b, 1, nk), generator=generator)
-    bias = None
-    if draw(st.integers(0, 2)) == 0:
-        bias = rand(*[(1, h, nq, nk), (nq, nk), (b, 1, 1, nk)][draw(st.integers(0, 2))], dtype=dtype)
+    bias, by = None, draw(st.sampled_from([None, None, None, "tensor", "tensor", *BY_DISTANCE]))
+    if by == "tensor":
+        by, bias = None, rand(*[(1, h, nq, nk), (nq, nk), (b, 1, 1, nk)][draw(st.integers(0, 2))], dtype=dtype)
         if draw(st.booleans()):
             bias = bias.masked_fill(torch.rand(bias.shape, generator=generator) < 0.2, -math.inf)
+    if by == "t5" or by == "relative":
+        bias = rand(*[(8, h), (h, 9)][by == "relative"], dtype=draw(st.sampled_from([dtype, torch.float32])))
+    if by and isinstance(call.get("lengths"), tuple) and call["lengths"][0] is None and "q_positions" not in call:
+        by = bias = None  # keys alone have lengths: no one knows how far they are
     softcap = draw(st.sampled_from([None, None, 2.0]))
     scale = draw(st.sampled_from([None, None, 0.7]))
     sinks = rand(h, dtype=draw(st.sampled_from([dtype, torch.float32]))) if draw(st.integers(0, 2)) == 0 else None
-    return Problem(q, k, v, pattern, sees, call, scale, softcap, bias, sinks)
+    return Problem(q, k, v, pattern, sees, call, scale, softcap, bias, by, sinks)
+
+
+def by_distance(kind, heads, weight):
+    """A bias object whose parameter is the tensor `weight` itself, so that gradients come to that."""
+    made = BY_DISTANCE[kind](heads)
+    if weight is not None:
+        del made.weight
+        made.weight = weight
+    return made
 
 
 def make(problem, q=None, k=None, bias=None, sinks=None):
-    learned = (problem.bias if bias is None else bias, problem.sinks if sinks is None else sinks)
-    mechanism = ch.Softmax(problem.pattern, problem.scale, problem.softcap, *learned)
+    bias, sinks = problem.bias if bias is None else bias, problem.sinks if sinks is None else sinks
+    if problem.by:
+        bias = by_distance(problem.by, problem.q.shape[1], bias)
+    mechanism = ch.Softmax(problem.pattern, problem.scale, problem.softcap, bias, sinks)
     return mechanism(problem.q if q is None else q, problem.k if k is None else k, **problem.call)
 
 

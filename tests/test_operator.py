@@ -16,11 +16,11 @@ from clearhead.kernels.operator import backward_op, forward_op
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-def call(statistics, dtype=torch.float32, pattern=None):
+def call(statistics, dtype=torch.float32, pattern=None, by=(None, False)):
     """The operator's arguments for a small random call."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, 9, d, dtype=dtype) for h, d in ((4, 8), (2, 8), (2, 5)))
-    bias = torch.randn(1, 4, 9, 9, dtype=dtype)
+    bias = torch.randn(1, 4, *((9, 9) if by[0] is None else (7,)), dtype=dtype)
     mask = torch.rand(2, 1, 9, 9) < 0.8
     mask[..., 0] = True  # or the sink of some row would be NaN, which is equal to nothing
     full = torch.tensor([9, 9])
@@ -28,7 +28,7 @@ def call(statistics, dtype=torch.float32, pattern=None):
     pattern = ch.causal() if pattern is None else pattern
     held = [*pattern.tensors(), *[None] * (8 - len(pattern.tensors()))]
     tensors = (q, k, v, bias, mask, full, full.clone(), None, None, *held, sinks, torch.tensor(7))
-    return (*tensors, pattern.outline(), 0.3, 5.0, 0.2, True, statistics, "stream")
+    return (*tensors, pattern.outline(), 0.3, 5.0, *by, True, 0.2, True, statistics, "stream")
 
 
 IDS = torch.tensor([[0] * 4 + [2] * 5, [1] * 7 + [0] * 2])
@@ -36,11 +36,14 @@ GRAPHS = [torch.randint(9, (2, 20), generator=torch.Generator().manual_seed(s)) 
 
 
 @pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("by", [(None, False), (-3, False), (-3, True)], ids=["tensor", "by distance", "linear"])
 @pytest.mark.parametrize(
     "pattern", [ch.causal(), ch.documents(IDS) | ch.prefix(1) | ch.graph(GRAPHS, nodes=9)], ids=repr
 )
-def test_operators_hold_their_contracts(statistics, pattern):
-    arguments = call(statistics, pattern=pattern)
+def test_operators_hold_their_contracts(statistics, pattern, by):
+    if pattern.tensors() and by[0] is not None:
+        return  # the tensors of both are tried elsewhere
+    arguments = call(statistics, pattern=pattern, by=by)
     torch.library.opcheck(forward_op, arguments)
     out, raw, received = forward_op(*arguments)
     torch.library.opcheck(

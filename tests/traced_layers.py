@@ -28,16 +28,23 @@ WHOLE = {
 }
 
 
-def layer(pattern, softcap=None):
+def layer(pattern, softcap=None, **more):
     torch.manual_seed(0)
     options = {"kv_heads": 1, "positions": ch.nn.Rotary(8), "qk_norm": True}
-    return ch.nn.SelfAttention(16, 2, ch.Softmax(pattern, softcap=softcap), **options)
+    return ch.nn.SelfAttention(16, 2, ch.Softmax(pattern, softcap=softcap, **more), **options)
+
+
+def added():
+    """What may be added to the logits, and beside them: a learned bias, one that learns nothing, learned sinks."""
+    learned = {"bias": ch.T5Bias(2, 8, 12), "sinks": torch.nn.Parameter(torch.randn(2))}
+    torch.nn.init.normal_(learned["bias"].weight)
+    return learned, {"bias": ch.ALiBi(2)}
 
 
 def compiled(names=("causal", "sinks")):
     """Outputs and gradients with open sizes: padded, and with a mask; by a plain kernel, and by `stream`."""
-    for i, name in enumerate(names):
-        eager = layer(WHOLE[name], 5.0 if i % 2 else None)
+    layers = [layer(WHOLE[name], 5.0 if i % 2 else None) for i, name in enumerate(names)]
+    for eager in (*layers, *(layer(WHOLE["causal"], **more) for more in added())):
         torch._dynamo.reset()
         traced = torch.compile(eager, fullgraph=True, backend="aot_eager", dynamic=True)
         for b, n in ((2, 7), (3, 11)):
@@ -53,9 +60,10 @@ def compiled(names=("causal", "sinks")):
 def exported(shapes=((2, 5), (4, 40), (7, 2), (2, 120)), longest=256):
     """With any batch and length, with padding and without, for shapes that the program never saw."""
     batch, n = torch.export.Dim("batch", min=2, max=8), torch.export.Dim("n", min=2, max=longest)
-    for i, (name, pattern) in enumerate(WHOLE.items()):
+    cases = [(name, pattern, {}) for name, pattern in WHOLE.items()]
+    for i, (name, pattern, more) in enumerate([*cases, *(("added", WHOLE["causal"], more) for more in added())]):
         for padded in (False, True):
-            eager = layer(pattern, 5.0 if (i + padded) % 2 else None).eval()
+            eager = layer(pattern, 5.0 if (i + padded) % 2 else None, **more).eval()
             given = (torch.randn(3, 11, 16), *([torch.tensor([11, 4, 1])] if padded else []))
             sizes = ({0: batch, 1: n}, *([{0: batch}] if padded else []))
             program = torch.export.export(eager, given, dynamic_shapes=sizes).module()

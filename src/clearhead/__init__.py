@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "ALiBi": "clearhead.maps",
     "AttentionMap": "clearhead.maps",
     "ClearheadError": "clearhead.errors",
     "Pattern": "clearhead.patterns",
+    "RelativeBias": "clearhead.maps",
     "Softmax": "clearhead.maps",
+    "T5Bias": "clearhead.maps",
     "attend": "clearhead.maps",
     "bigbird": "clearhead.patterns",
     "causal": "clearhead.patterns",
@@ -54,8 +57,11 @@ if TYPE_CHECKING:
     from clearhead import picture as picture
     from clearhead.errors import ClearheadError as ClearheadError
     from clearhead.kernels import memory_budget as memory_budget
+    from clearhead.maps import ALiBi as ALiBi
     from clearhead.maps import AttentionMap as AttentionMap
+    from clearhead.maps import RelativeBias as RelativeBias
     from clearhead.maps import Softmax as Softmax
+    from clearhead.maps import T5Bias as T5Bias
     from clearhead.maps import attend as attend
     from clearhead.maps import explain as explain
     from clearhead.observe import verify as verify

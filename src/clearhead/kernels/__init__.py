@@ -5,15 +5,16 @@ from clearhead.kernels.choose import OUTPUT_ALONE, Explanation, choose, explain,
 from clearhead.kernels.flex import flex_attend
 from clearhead.kernels.operator import run
 from clearhead.kernels.rows import Rows, logsumexp, softmax_rows
-from clearhead.kernels.score import Score, as_given, working_dtype
+from clearhead.kernels.score import ByDistance, Score, as_given, working_dtype
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
-from clearhead.kernels.tiles import Tile, tiles
+from clearhead.kernels.tiles import Tile, tiles, whole
 from clearhead.kernels.visible import Visible, cleaned
 
 __all__ = [
     "OUTPUT_ALONE",
     "SMALL",
+    "ByDistance",
     "Call",
     "Explanation",
     "Rows",
@@ -33,5 +34,6 @@ __all__ = [
     "run",
     "softmax_rows",
     "tiles",
+    "whole",
     "working_dtype",
 ]

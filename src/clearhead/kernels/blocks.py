@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.bands import Band, allowed
+from clearhead.kernels.distances import steady
 from clearhead.kernels.runs import plan
-from clearhead.kernels.score import working_dtype
+from clearhead.kernels.score import ByDistance, Score, working_dtype
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
 
@@ -35,7 +36,25 @@ class _Share:
 
     samples: range
     visible: Visible
-    bias: Tensor | None
+    bias: Tensor | ByDistance | None
+
+    def repeats(self, band: Band) -> bool:
+        """Is the bias the same in all blocks of a band? What goes by distance is, where keys move along with rows."""
+        if self.bias is None or band.count == 1:
+            return True
+        if not isinstance(self.bias, ByDistance) or band.step != band.rows:
+            return False
+        given = (self.visible.q_positions, self.visible.k_positions)
+        return steady(*(x for x in given if x is not None))
+
+    def bias_in(self, band: Band) -> Tensor | None:
+        """What is added to the logits of a band, (H or 1, count or 1, rows or 1, keys or 1)."""
+        if not isinstance(self.bias, ByDistance):
+            return None if self.bias is None else band.pairs_of(self.bias[0])
+        band = band.part(0, 1) if self.repeats(band) else band
+        q, k = self.visible.positions_of_queries(), self.visible.positions_of_keys()
+        distance = band.pairs_of(k[0, :, None]) - band.pairs_of(q[0, :, :, None])
+        return self.bias.at(distance[None])[0]
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,8 +107,8 @@ def backward(
                     band.queries(g_q[b, mine]).add_(parts[0])
                     band.add_runs(g_k[b], parts[1])
                     band.add_runs(g_v[b], parts[2])
-    bias = task.score.bias
-    g_bias = q.new_zeros(0 if bias is None else bias.shape, dtype=wide)
+    bias = task.score.tensor
+    g_bias = q.new_zeros(bias.shape if task.learns and bias is not None else 0, dtype=wide)
     return g_q.to(dtype), g_k.to(dtype), g_v.to(dtype), g_bias
 
 
@@ -99,16 +118,16 @@ def _rows(x: Tensor) -> Tensor:
 
 def _shares(q: Tensor, task: Task) -> Iterator[tuple[_Share, tuple[Band, ...]]]:
     """Samples that see the same, and their bands; samples are taken one by one where they differ in anything."""
-    see, bias, samples = task.visible, task.score.bias, q.shape[0]
-    tensors = (see.mask, see.q_positions, see.k_positions, bias, *see.pattern.tensors())
+    see, score, samples = task.visible, task.score, q.shape[0]
+    tensors = (see.mask, see.q_positions, see.k_positions, score.tensor, *see.pattern.tensors())
     alike = see.unpadded and all(x is None or x.shape[0] == 1 for x in tensors)
     if not samples or not q.shape[1]:
         return
     if alike:
-        yield _planned(_Share(range(samples), see, bias))
+        yield _planned(_Share(range(samples), see, score.bias))
         return
     for b in range(samples):
-        yield _planned(_Share(range(b, b + 1), *_sample(see, bias, b)))
+        yield _planned(_Share(range(b, b + 1), *_sample(see, score, b)))
 
 
 def _planned(share: _Share) -> tuple[_Share, tuple[Band, ...]]:
@@ -116,7 +135,7 @@ def _planned(share: _Share) -> tuple[_Share, tuple[Band, ...]]:
     return share, plan(see).bands if see.n_queries and see.n_keys else ()
 
 
-def _sample(see: Visible, bias: Tensor | None, b: int) -> tuple[Visible, Tensor | None]:
+def _sample(see: Visible, score: Score, b: int) -> tuple[Visible, Tensor | ByDistance | None]:
     """Who sees whom in one sample, cut to its real queries and keys: the sample as it stands alone."""
     one = torch.tensor([b])
     see = see.of(one)
@@ -132,9 +151,8 @@ def _sample(see: Visible, bias: Tensor | None, b: int) -> tuple[Visible, Tensor 
         q_positions=None if see.q_positions is None else _cut(see.q_positions, n_queries),
         k_positions=None if see.k_positions is None else _cut(see.k_positions, n_keys),
     )
-    if bias is not None and bias.shape[0] > 1:
-        bias = bias[b : b + 1]
-    return alone, _cut(bias, n_queries, n_keys)
+    bias = score.changed(lambda x: x if x.shape[0] == 1 else x[b : b + 1]).bias
+    return alone, bias if isinstance(bias, ByDistance) else _cut(bias, n_queries, n_keys)
 
 
 def _cut(x: Tensor | None, *sizes: int) -> Tensor | None:
@@ -157,10 +175,11 @@ def _groups(q: Tensor, k: Tensor) -> Iterator[slice]:
 def _parts(held: tuple[Band, ...], share: _Share, heads: int, most_masked: int, most_keys: int = 0) -> Iterator[Band]:
     """Bands in parts that hold at most so many pairs of a mask that is not the same in all blocks, or so many keys."""
     see, bias = share.visible, share.bias
-    several = max([1, *(x.shape[1] for x in (see.mask, bias) if x is not None)])
+    tensors = (see.mask, bias.table if isinstance(bias, ByDistance) else bias)
+    several = max([1, *(x.shape[1] for x in tensors if x is not None)])
     for band in held:
         step = band.count
-        if see.mask is not None or bias is not None or (band.some and band.see is None):
+        if see.mask is not None or not share.repeats(band) or (band.some and band.see is None):
             step = max(1, min(step, most_masked // (several * band.rows * band.keys)))
         if most_keys:
             step = max(1, min(step, most_keys // band.keys))
@@ -185,8 +204,8 @@ def _added(share: _Share, band: Band, heads: int, dtype: torch.dtype) -> _Added:
         return _Added()
     see = allowed(share.visible, band, heads)
     mask = torch.zeros(see.shape, dtype=dtype).masked_fill_(~see, -math.inf)
-    if share.bias is not None:
-        mask = mask + band.pairs_of(share.bias[0]).to(dtype)
+    if (bias := share.bias_in(band)) is not None:
+        mask = mask + bias.to(dtype)
         see = mask != -math.inf
     blind = ~see.any(-1, keepdim=True)
     return _Added(mask.movedim(1, 0), blind.movedim(1, 0) if blind.any() else None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.runs import ROWS, Plan, plan
-from clearhead.kernels.score import Score
+from clearhead.kernels.score import ByDistance, Score
 from clearhead.kernels.spans import rectangles, spans
 from clearhead.kernels.tiles import Size
 from clearhead.kernels.visible import Visible
@@ -47,9 +47,11 @@ class Call:
     def mask_cells(self) -> int:
         """How many pairs the mask that `sdpa` builds would hold."""
         see, (b, h, n_queries, n_keys) = self.visible, self.shape
-        if see.full or (see.plainly_causal and self.score.bias is None):
+        if see.full and not isinstance(self.score.bias, ByDistance):
+            return 0  # what padding and a bias need is there
+        if see.plainly_causal and self.score.bias is None:
             return 0
-        parts = [x for x in (see.mask, see.q_positions, see.k_positions, self.score.bias) if x is not None]
+        parts = [x for x in (see.mask, see.q_positions, see.k_positions, self.score.tensor) if x is not None]
         samples = b if not see.unpadded else max([1, see.pattern.samples, *(x.shape[0] for x in parts)])
         heads = max([1, *(x.shape[1] for x in parts)])
         return samples * min(heads, h) * n_queries * n_keys
@@ -57,14 +59,14 @@ class Call:
     @property
     def unfused(self) -> str | None:
         """Why scaled_dot_product_attention would leave its fused kernel on the CPU, and hold n² weights."""
-        bias, (width, value_width) = self.score.bias, self.widths
+        width, value_width = self.widths
         if self.device.type != "cpu":
             return None
         if self.dropout:
             return "with dropout"
         if width != value_width:
             return f"with values of width {value_width} and keys of {width}"
-        return "with a bias that needs a gradient" if bias is not None and bias.requires_grad else None
+        return "with a bias that needs a gradient" if self.score.learns else None
 
     @cached_property
     def plan(self) -> Plan:

@@ -13,7 +13,7 @@ from clearhead.kernels import flex, packed
 from clearhead.kernels.call import SMALL, Call
 from clearhead.kernels.costs import Cost, as_bytes, how_streamed, in_bytes, measured, predicted
 from clearhead.kernels.runs import ROWS
-from clearhead.kernels.score import traced
+from clearhead.kernels.score import ByDistance, traced
 from clearhead.kernels.sdpa import sdpa
 
 WORTH = 0.9
@@ -31,6 +31,8 @@ def _sdpa(call: Call) -> str | None:
         return "returns no logsumexp, which learned sinks ask for"
     if call.score.softcap is not None:
         return "has no soft cap"
+    if isinstance(call.score.bias, ByDistance) and call.score.learns:
+        return "gives a bias by distance its gradient pair by pair"
     if call.pairs <= SMALL:
         return None
     if (cells := call.mask_cells) > SMALL:
@@ -56,7 +58,7 @@ def _blocks(call: Call) -> str | None:
 
 def _beyond_blocks(call: Call) -> str | None:
     """What `blocks` cannot do, whatever the layout."""
-    bias, (width, value_width) = call.score.bias, call.widths
+    width, value_width = call.widths
     if call.device.type != "cpu":
         return "is for CPUs"
     if call.statistics:
@@ -67,7 +69,7 @@ def _beyond_blocks(call: Call) -> str | None:
         return "drops no weights"
     if call.score.softcap is not None:
         return "has no soft cap"
-    if bias is not None and bias.requires_grad:
+    if call.score.learns:
         return "gives a bias no gradient"
     if width != value_width or not width:
         return f"needs values as wide as keys, not {value_width} and {width}"

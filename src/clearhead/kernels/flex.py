@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 
 from clearhead.kernels.call import SMALL, Call
 from clearhead.kernels.kept import Kept
-from clearhead.kernels.score import Score, as_given, working_dtype
+from clearhead.kernels.score import ByDistance, Score, as_given, working_dtype
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import ALL, NONE, SOME, block_layout
 
@@ -65,7 +65,7 @@ def flex_attend(
     attend = attend or _compiled((*_kind(q, k, v), *_options(visible, score), logsumexp))
     options = {"scale": score.scale, "enable_gqa": q.shape[1] != k.shape[1]}
     with as_given(q.device):
-        parts = (_score_mod(score, q.dtype), _block_mask(visible))
+        parts = (_score_mod(score, visible, q.dtype), _block_mask(visible))
         if not logsumexp:
             return attend(q, k, v, *parts, **options), q.new_empty(0)
         out, rows = attend(q, k, v, *parts, **options, return_aux=AuxRequest(lse=True))
@@ -80,11 +80,11 @@ def _kind(q: Tensor, k: Tensor, v: Tensor) -> tuple[object, ...]:
 
 def _options(see: Visible, score: Score) -> tuple[object, ...]:
     """What of a call is compiled into a kernel."""
-    tables = (see.mask, see.q_positions, see.k_positions, score.bias)
+    tables = (see.mask, see.q_positions, see.k_positions, score.tensor)
     shapes = tuple(None if x is None else tuple(size == 1 for size in x.shape) for x in tables)
-    learned = score.bias is not None and score.bias.requires_grad
+    by = (score.bias.first, score.bias.linear) if isinstance(score.bias, ByDistance) else None
     padded = (see.q_lengths is None, see.k_lengths is None, see.aligned)
-    return see.pattern.outline(), score.scale, score.softcap, shapes, learned, padded
+    return see.pattern.outline(), score.scale, score.softcap, shapes, by, score.learns, padded
 
 
 @lru_cache(maxsize=256)
@@ -103,9 +103,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, score_mod: Any, block_mask: BlockMa
     return flex_attention(q, k, v, score_mod, block_mask, **options)
 
 
-def _score_mod(score: Score, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+def _score_mod(score: Score, see: Visible, dtype: torch.dtype) -> Callable[..., Tensor] | None:
     """softcap(s) + bias, of the scaled product of a query and a key."""
-    softcap, added = score.softcap, _added(score, dtype)
+    softcap, added = score.softcap, _added(score, see, dtype)
     if softcap is None and not added:
         return None
 
@@ -119,12 +119,22 @@ def _score_mod(score: Score, dtype: torch.dtype) -> Callable[..., Tensor] | None
     return score_mod
 
 
-def _added(score: Score, dtype: torch.dtype) -> list[Lookup]:
+def _added(score: Score, see: Visible, dtype: torch.dtype) -> list[Lookup]:
     """What is added to the logits. Gradients of many pairs are summed, in float32 or wider."""
+    score = score.changed(lambda x: x.to(working_dtype(dtype)) if x.requires_grad else x)
     if score.bias is None:
         return []
-    learned = score.bias.requires_grad
-    return [_lookup(score.bias.to(working_dtype(dtype)) if learned else score.bias)]
+    return [_by_distance(score.bias, see) if isinstance(score.bias, ByDistance) else _lookup(score.bias)]
+
+
+def _by_distance(bias: ByDistance, see: Visible) -> Lookup:
+    """A bias by distance, as a function of indices."""
+    table, (place_q, place_k) = _lookup(bias.table), _places(see)
+
+    def at(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return bias.value(place_k(b, h, k) - place_q(b, h, q), lambda column: table(b, h, column))
+
+    return at
 
 
 def _lookup(x: Tensor) -> Lookup:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.compiler import compiled
-from clearhead.kernels.score import Score, traced
+from clearhead.kernels.distances import bias_of, distances, within
+from clearhead.kernels.score import ByDistance, Score, traced
 from clearhead.kernels.shared import SHARED
 from clearhead.kernels.tiles import COMPILED, PAIRS, ROWS, Size, Tile
-from clearhead.kernels.visible import Visible
+from clearhead.kernels.visible import Visible, cut
 
 
 class _Tensor(ctypes.Structure):
@@ -110,9 +112,10 @@ def plain(visible: Visible) -> bool:
     return visible.alike and (visible.n_keys <= SHARED or (visible.full and visible.unpadded))
 
 
-def tile_size(visible: Visible, samples: int, heads: int) -> Size:
+def tile_size(visible: Visible, score: Score, samples: int, heads: int) -> Size:
     """For `tiles`. Blocks of rows and keys are taken inside; a tile is what one call is worth making for."""
-    if not (visible.full and visible.unpadded):
+    looked_up = isinstance(score.bias, ByDistance) and not plain(visible)  # a tile of it may be held
+    if looked_up or not (visible.full and visible.unpadded):
         return COMPILED
     share = samples * heads * visible.n_queries * visible.n_keys // (4 * torch.get_num_threads())
     return Size(8 * ROWS, min(64 * PAIRS, max(4 * PAIRS, share)), COMPILED.call)
@@ -206,7 +209,8 @@ class Pass:
         """The call for some tiles of the same heads, its parts, and the tensors that must live as long."""
         tile, several = tiles[0], len(tiles) > 1
         b, h, kv = 0 if several else tile.b.start, tile.h.start, tile.kv.start
-        pairs, bias = (None, None) if several else (self._pairs(tile), self._bias(tile))
+        pairs = None if several else self._pairs(tile)
+        bias, at_bias = (None, None) if several else self._bias(tile)
         call = _Call(
             heads=tile.h.stop - h,
             q=self._q.part(b, h),
@@ -220,8 +224,8 @@ class Pass:
             call.spans = _Laid(tile.spans).part(b)
         if pairs is not None:
             call.seen, call.seen_to = _Laid(pairs).part(), tile.keys.stop - tile.keys.start
-        if bias is not None:
-            call.bias = _Laid(bias).part()
+        if at_bias is not None:
+            call.bias = at_bias
         if self._q_at is not None and self._k_at is not None:
             call.q_at, call.k_at = self._q_at.part(b, h), self._k_at.part(b, h)
         if self._received is not None:
@@ -237,9 +241,17 @@ class Pass:
         pairs = tile.beyond_spans(self._visible)
         return None if pairs is None else _adjacent(pairs, tile.keys.stop - tile.keys.start).view(torch.uint8)
 
-    def _bias(self, tile: Tile) -> Tensor | None:
+    def _bias(self, tile: Tile) -> tuple[Tensor | None, _Tensor | None]:
+        """What is added to a tile's logits, and where it lies; diagonals one behind the other, if it is by distance."""
         bias = self._score.bias
-        return None if bias is None else _adjacent(tile.of(bias).float(), tile.keys.stop - tile.keys.start)
+        if isinstance(bias, ByDistance) and (there := distances(tile, self._visible)).dim() == 3:
+            along = within(tile, bias).at(there).float()[:, :, None]
+            return along, _along(along, tile)
+        found = bias_of(tile, self._score, self._visible)
+        if found is None:
+            return None, None
+        found = _adjacent(found.float(), tile.keys.stop - tile.keys.start)
+        return found, _Laid(found).part()
 
 
 def _parts(tiles: list[Tile], b: int) -> Any:
@@ -257,7 +269,7 @@ class Return(Pass):
 
     Args:
         lse: (B, H, Nq), each row's logsumexp.
-        gradients: in q, k, v and the score's bias (empty without one), of their shapes, which are added to.
+        gradients: in q, k, v and the score's bias (empty if it does not learn), of their shapes, which are added to.
     """
 
     def __init__(self, *call: Any, lse: Tensor, gradients: tuple[Tensor, ...]) -> None:
@@ -276,11 +288,36 @@ class Return(Pass):
             to = _Back(
                 lse=self._lse.part(b, h), q=self._to_q.part(b, h), k=self._to_k.part(b, kv), v=self._to_v.part(b, kv)
             )
-            if self._score.bias is not None:
-                part = tile.of(self._to_bias)
-                to.bias, to.bias_step = _Laid(part).part(), int(part.shape[-1] > 1)
             given, *sizes = self._with_room(call, parts, _library().room_for_back)
-            _library().rows_back(given, ctypes.byref(to), *sizes)
+            with self._to(tile, to):
+                _library().rows_back(given, ctypes.byref(to), *sizes)
+
+    @contextmanager
+    def _to(self, tile: Tile, to: _Back) -> Iterator[None]:
+        """A block in which a tile adds to the gradient of the bias; what goes by distance comes to its table after it."""
+        bias = self._score.bias
+        if not self._to_bias.numel():
+            yield
+        elif not isinstance(bias, ByDistance):
+            part = tile.of(self._to_bias)
+            to.bias, to.bias_step = _Laid(part).part(), int(part.shape[-1] > 1)
+            yield
+        else:
+            there, mine = distances(tile, self._visible), within(tile, bias)
+            b, h = (max(x) for x in zip(there.shape[:2], mine.table.shape[:2], strict=True))
+            found = torch.zeros(b, h, *there.shape[2:])
+            to.bias, to.bias_step = _along(found[:, :, None], tile) if there.dim() == 3 else _Laid(found).part(), 1
+            yield
+            part = cut(self._to_bias, tile.b, tile.h)
+            part += mine.gradient(there, found).sum_to_size(part.shape)
+
+
+def _along(x: Tensor, tile: Tile) -> _Tensor:
+    """Where the rows of a tile begin in its diagonals x (b, h, 1, r + K - 1): each one before the last."""
+    rows = tile.rows.stop - tile.rows.start
+    found = _Laid(x).part(column=rows - 1)
+    found.row = -1
+    return found
 
 
 def _positions(visible: Visible) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from clearhead.kernels import blocks, stream
 from clearhead.kernels.call import describe
 from clearhead.kernels.choose import LATER, choose
 from clearhead.kernels.rows import RAW
-from clearhead.kernels.score import Score, as_given, traced, working_dtype
+from clearhead.kernels.score import ByDistance, Score, as_given, traced, working_dtype
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import Pattern, restore
@@ -28,7 +28,8 @@ _CALL = (
     "Tensor? q_positions, Tensor? k_positions, "
     + "".join(f"Tensor? held_{i}, " for i in range(_PLACES))
     + "Tensor? sinks, Tensor? seed, "
-    "str pattern, float scale, float? softcap, float dropout, bool distance, bool received, str kernel"
+    "str pattern, float scale, float? softcap, int? first, bool linear, bool learns, "
+    "float dropout, bool distance, bool received, str kernel"
 )
 _TENSORS = _CALL.count("Tensor")
 
@@ -42,13 +43,24 @@ _READ_OUTPUT = {"blocks", LATER}
 def run(q: Tensor, k: Tensor, v: Tensor, task: Task, kernel: str = "stream") -> tuple[Tensor, Tensor, Tensor]:
     """`forward` of a kernel, with gradients in q, k, v and the score's bias."""
     see, score = task.visible, task.score
-    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, score.bias))
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, score.tensor))
     if not (learns or _looked_on()):
         with as_given(q.device):
             return _KERNELS[kernel].forward(q, k, v, task)  # nothing that would need an operator
     lengths, positions = (see.q_lengths, see.k_lengths), (see.q_positions, see.k_positions)
-    tensors: tuple[Tensor | None, ...] = (q, k, v, score.bias, see.mask, *lengths, *positions, *_held(see.pattern))
-    options = (see.pattern.outline(), score.scale, score.softcap, task.dropout, task.distance, task.received, kernel)
+    tensors: tuple[Tensor | None, ...] = (q, k, v, score.tensor, see.mask, *lengths, *positions, *_held(see.pattern))
+    by = (score.bias.first, score.bias.linear) if isinstance(score.bias, ByDistance) else (None, False)
+    by = (*by, score.learns)
+    options = (
+        see.pattern.outline(),
+        score.scale,
+        score.softcap,
+        *by,
+        task.dropout,
+        task.distance,
+        task.received,
+        kernel,
+    )
     if torch.compiler.is_compiling():
         tensors = tuple(_other(x, tensors[:i]) for i, x in enumerate(tensors))
         if not learns:
@@ -78,10 +90,13 @@ def _other(x: Tensor | None, before: tuple[Tensor | None, ...]) -> Tensor | None
 
 def _task(*call: Any) -> tuple[Tensor, Tensor, Tensor, Task]:
     """q, k, v and the rest of a call, put together again."""
-    q, k, v, bias, *see, sinks, seed, outline, scale, softcap, dropout, distance, received, _ = call
+    q, k, v, bias, *see, sinks, seed, outline, scale, softcap, first, linear, learns, dropout, distance, received, _ = (
+        call
+    )
     pattern = restore(outline, [x for x in see[-_PLACES:] if x is not None])
     visible = Visible(pattern, q.shape[2], k.shape[2], q.device, *see[:-_PLACES])
-    return q, k, v, Task(visible, Score(scale, softcap, bias), dropout, seed, sinks, distance, received)
+    score = Score(scale, softcap, bias if first is None else ByDistance(bias, first, linear))
+    return q, k, v, Task(visible, score, dropout, seed, sinks, distance, received, learns)
 
 
 def _kernel(call: tuple[Any, ...]) -> ModuleType:
@@ -136,8 +151,8 @@ def _backward_shapes(
     g_out: Tensor, g_raw: Tensor, g_received: Tensor, out: Tensor | None, lse: Tensor, *call: Any
 ) -> tuple[Tensor, ...]:
     q, k, v, task = _task(*call)
-    bias = task.score.bias
-    g_bias = q.new_empty((0,) if bias is None else bias.shape, dtype=working_dtype(q.dtype))
+    bias = task.score.tensor
+    g_bias = q.new_empty(bias.shape if task.learns and bias is not None else (0,), dtype=working_dtype(q.dtype))
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), g_bias
 
 
@@ -160,7 +175,7 @@ class _Stream(torch.autograd.Function):
         out, raw, *tensors = ctx.saved_tensors
         g_q, g_k, g_v, g_bias = backward_op(g_out, g_raw, g_received, out, raw[0], *tensors, *ctx.options)
         bias = tensors[3]
-        given = None if bias is None else g_bias.to(bias.dtype)
+        given = g_bias.to(bias.dtype) if g_bias.numel() else None
         return g_q, g_k, g_v, given, *[None] * (_TENSORS - 4 + len(ctx.options))
 
 
@@ -185,7 +200,7 @@ def _backward_vmap(
     known = [_fold(arguments[i], in_dims[i], size, samples, axis=1 if i == 1 else 0) for i in range(5)]
     *g_inputs, g_bias = backward_op(*known, *_fold_call(arguments[5:], in_dims[5:], size, samples))
     bias, dim = arguments[8], in_dims[8]
-    if bias is None:
+    if bias is None or not g_bias.numel():
         return (*(_unfold(g, size, 0) for g in g_inputs), g_bias), (0, 0, 0, None)
     g_bias = _unfold(g_bias, size, 0)
     shape = bias.shape if dim is None else bias.movedim(dim, 0).shape[1:]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clearhead.kernels.distances import bias_of
 from clearhead.kernels.score import Score
 from clearhead.kernels.tiles import Tile
 from clearhead.kernels.visible import Visible
@@ -51,8 +52,8 @@ def softmax_rows(
     pairs = tile.pairs(visible)
     # from here on in place, as far as nothing else needs the tensor: a pass over a tile costs a tenth of its product
     logits = products if score.softcap is None else products.clone()
-    if score.bias is not None:
-        bias = tile.of(score.bias)
+    bias = bias_of(tile, score, visible)
+    if bias is not None:
         logits = products + bias
         shown = bias != -math.inf
         pairs = shown if pairs is None else pairs & shown

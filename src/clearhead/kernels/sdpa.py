@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from clearhead.kernels.distances import bias_of
 from clearhead.kernels.score import Score, as_given
+from clearhead.kernels.tiles import whole
 from clearhead.kernels.visible import Visible, cleaned
 
 SHORT = 256
@@ -43,7 +45,7 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, d
     if slow := _slow_in_half(q, k, v):
         dtype, q, k, v = q.dtype, q.float(), k.float(), v.float()
     causal = score.bias is None and visible.plainly_causal
-    mask = None if causal else _mask(q, visible, score.bias)
+    mask = None if causal else _mask(q, k, visible, score)
     options: dict[str, Any] = {"scale": score.scale, "enable_gqa": q.shape[1] != k.shape[1]}
     with as_given(q.device):
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, **options)
@@ -55,10 +57,11 @@ def _slow_in_half(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return half and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
 
 
-def _mask(q: Tensor, visible: Visible, bias: Tensor | None) -> Tensor | None:
+def _mask(q: Tensor, k: Tensor, visible: Visible, score: Score) -> Tensor | None:
     """What the fused kernel adds to the logits: nothing, a row per sample, or n². Queries that are padding see what
     keys there are; their output is cleared afterwards, like their gradient."""
     see = visible.real_keys() if visible.full else visible.dense(q.shape[0], q.shape[1])
+    bias = bias_of(whole(q.shape[0], k.shape[1], q.shape[1], visible.n_queries, visible.n_keys), score, visible)
     if bias is None:
         return see
     bias = bias.to(q.dtype)

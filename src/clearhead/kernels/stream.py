@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels import fused
+from clearhead.kernels.distances import give_back
 from clearhead.kernels.rows import Ways, grad_logits, logsumexp, measure, softmax_rows
-from clearhead.kernels.score import Score, grouped, working_dtype
+from clearhead.kernels.score import ByDistance, Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
 from clearhead.kernels.tiles import Size, Tile, tiles
 from clearhead.kernels.visible import Visible, cut
@@ -28,7 +29,8 @@ class Task:
 
     Weights are dropped by the random numbers that `seed` (a whole number in a tensor) starts: both passes draw the
     same. `sinks` (B or 1, S) are the keys whose weight is the statistic `sink`; with them all RAW statistics are
-    measured, without them the logsumexp alone. `received` adds up each key's column.
+    measured, without them the logsumexp alone. `received` adds up each key's column. Unless the score's bias `learns`,
+    its gradient is not computed.
     """
 
     visible: Visible
@@ -38,6 +40,7 @@ class Task:
     sinks: Tensor | None = None
     distance: bool = False
     received: bool = False
+    learns: bool = True
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +62,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
             _eagerly(share, q, k, v, task, out, raw, received)
         return received
 
-    work_at_hand = list(_tiles(q, k, task, fused.tile_size(task.visible, *q.shape[:2]) if compiled else Size()))
+    size = fused.tile_size(task.visible, task.score, *q.shape[:2]) if compiled else Size()
+    work_at_hand = list(_tiles(q, k, task, size))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
 
@@ -69,7 +73,7 @@ def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task, *gradients: Tensor) -> s
     if task.dropout:
         return "weights are dropped by PyTorch's random numbers"
     see = task.visible
-    more = (task.score.bias, see.mask, see.q_positions, see.k_positions, task.sinks, *gradients)
+    more = (task.score.tensor, see.mask, see.q_positions, see.k_positions, task.sinks, *gradients)
     return fused.misfit(q, k, v, *more)
 
 
@@ -115,7 +119,7 @@ def _eagerly(
 def backward(
     g_out: Tensor, g_raw: Tensor, g_received: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, task: Task
 ) -> tuple[Tensor, ...]:
-    """Gradients in q, k, v and the score's bias (empty without one), from those of what `forward` returned.
+    """Gradients in q, k, v and the score's bias (empty if it does not learn), from those of what `forward` returned.
 
     `lse` (B, H, Nq) is the rows' logsumexp. On the CPU, tiles are shared out by their keys where that occupies all
     workers; else each worker adds to gradients of its own, which are summed.
@@ -123,9 +127,10 @@ def backward(
     wide, task = working_dtype(q.dtype), replace(task, visible=task.visible.placed())
     dtypes, (g_out, q, k, v) = [x.dtype for x in (q, k, v)], (x.to(wide) for x in (g_out, q, k, v))
     compiled = misfit(q, k, v, task, g_out, g_raw, g_received, lse) is None
-    bias = q.new_zeros(0) if task.score.bias is None else task.score.bias.to(wide)
-    g_q, *shared = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, bias))
-    shares = _by_keys(_tiles(q, k, task, fused.tile_size(task.visible, *q.shape[:2]) if compiled else Size()))
+    bias = task.score.tensor if task.learns and task.score.tensor is not None else q.new_zeros(0)
+    g_q, *shared = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) for x in (q, k, v, bias))
+    size = fused.tile_size(task.visible, task.score, *q.shape[:2]) if compiled else Size()
+    shares = _by_keys(_tiles(q, k, task, size))
     # no two shares have keys in common, and where they occupy all workers these add to the same gradients
     apart = not bias.numel() and (len(shares) >= 8 or len(shares) % torch.get_num_threads() == 0)
 
@@ -193,7 +198,9 @@ def _eagerly_back(
             g_weights = g_weights + g_received[tile.b, tile.h, None, tile.keys]
         distance = _ways(tile, task, q.dtype)
         g_logits = grad_logits(rows, g_weights, g_raw[(slice(None), *at)], task.sinks, distance)
-        if task.score.bias is not None:
+        if isinstance(task.score.bias, ByDistance) and g_bias.numel():
+            give_back(tile, task.score.bias, task.visible, g_logits, g_bias)
+        elif g_bias.numel():
             part = tile.of(g_bias)
             part += g_logits.sum_to_size(part.shape)
         g_products = grouped(task.score.grad_products(g_logits, rows.products), keys)

@@ -50,6 +50,12 @@ class Tile:
         return cut(x, self.b, self.h, self.rows, self.keys)
 
 
+def whole(b: int, kv_heads: int, h: int, n_queries: int, n_keys: int) -> Tile:
+    """All pairs as one tile of which nothing is known."""
+    sides = slice(0, b), slice(0, kv_heads), slice(0, h), slice(0, n_queries), slice(0, n_keys)
+    return Tile(*sides, free=False, unpadded=False)
+
+
 @dataclass(frozen=True)
 class Size:
     """How large tiles are made: at most `rows` of a head, and about so many `pairs`.

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError, ShapeError
-from clearhead.kernels import Visible
+from clearhead.kernels import ByDistance, Visible, working_dtype
+from clearhead.maps.biases import DistanceBias
 from clearhead.patterns import Pattern
 
 _LAYOUTS = {2: "(N, D)", 3: "(B, N, D)", 4: "(B, H, N, D)"}
@@ -112,14 +113,27 @@ def _broadcastable(name: str, x: Tensor, shape: tuple[int, ...], device: torch.d
     return full if len(shape) == 4 else full.expand(*full.shape[:-1], shape[-1])
 
 
-def check_bias(bias: Tensor | None, q: Tensor | None = None, k: Tensor | None = None) -> Tensor | None:
-    """A score's bias with all four axes; with q and k, of a shape that fits them."""
+def check_bias(bias: Any) -> Any:
+    """Raise where it is no tensor of floating-point numbers, and no bias object."""
+    if isinstance(bias, Tensor) and not bias.is_floating_point():
+        raise InputError(f"bias is {bias.dtype}; it must be floating-point (a boolean tensor is a mask)")
+    if not isinstance(bias, Tensor | DistanceBias | None):
+        raise InputError(f"bias is a {type(bias).__name__}; write a float tensor or an object such as ch.ALiBi(heads)")
+    return bias
+
+
+def bias_for(bias: Tensor | DistanceBias | None, q: Tensor, k: Tensor, placed: bool) -> Tensor | ByDistance | None:
+    """A score's bias, which fits queries and keys; are they `placed` on one axis, so that distances are known?"""
+    check_bias(bias)
     if bias is None:
         return None
-    if not bias.is_floating_point():
-        raise InputError(f"bias is {bias.dtype}; it must be floating-point (a boolean tensor is a mask)")
-    if q is None or k is None:
-        return bias
+    if isinstance(bias, DistanceBias):
+        if not placed:
+            name = type(bias).__name__
+            raise InputError(
+                f"bias is a {name}, but distances are unknown where keys alone have lengths; give q_positions"
+            )
+        return bias.for_queries(q, working_dtype(q.dtype))
     return _broadcastable("bias", bias, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), q.device)
 
 

@@ -5,6 +5,7 @@ Shapes: B samples, H heads, Hkv key heads, Nq queries, Nk keys, D width.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,12 +32,14 @@ from clearhead.kernels import (
     run,
     softmax_rows,
     tiles,
+    whole,
     working_dtype,
 )
 from clearhead.kernels import explain as explain_call
 from clearhead.maps.base import AttentionMap, Strip, autocasted, with_axes
+from clearhead.maps.biases import DistanceBias
 from clearhead.maps.cache import GrowingCache
-from clearhead.maps.checks import check_bias, check_queries_and_keys, check_sinks, visible_pairs
+from clearhead.maps.checks import bias_for, check_bias, check_queries_and_keys, check_sinks, visible_pairs
 from clearhead.maps.ring import cache_for
 from clearhead.maps.sinks import beside, kept
 from clearhead.patterns import Pattern, everything
@@ -103,10 +106,9 @@ class SoftmaxMap(AttentionMap):
 
     def _selected(self, q: Tensor, rows: Tensor) -> tuple[Tensor, Visible, Score]:
         """Queries, visibility and score of some rows alone."""
-        bias = self._score.bias
-        if bias is not None and bias.shape[2] > 1:
-            bias = bias.index_select(2, rows)
-        score = Score(self._score.scale, self._score.softcap, bias)
+        score, bias = self._score, self._score.bias
+        if isinstance(bias, Tensor) and bias.shape[2] > 1:
+            score = replace(score, bias=bias.index_select(2, rows))
         return q.index_select(2, rows), self.visible.take(rows), score
 
     def _rows(self, rows: Tensor) -> Tensor:
@@ -115,8 +117,7 @@ class SoftmaxMap(AttentionMap):
         b, h, n_queries, n_keys = (*self._full[:2], len(rows), self._full[3])
         if not n_keys:
             return q.new_zeros(b, h, n_queries, 0, dtype=self._wide)
-        everywhere = (slice(0, b), slice(0, self._kv_heads), slice(0, h), slice(0, n_queries), slice(0, n_keys))
-        return _softmax(Tile(*everywhere, free=False, unpadded=False), q, k, see, score, self._sinks)
+        return _softmax(whole(b, self._kv_heads, h, n_queries, n_keys), q, k, see, score, self._sinks)
 
     def _strips(self) -> Iterator[Strip]:
         (q, k), see = self._clean(), self.visible.placed()
@@ -127,16 +128,12 @@ class SoftmaxMap(AttentionMap):
 
     def detach(self, copy: bool = False) -> "SoftmaxMap":
         own = (lambda x: x.detach().clone()) if copy else Tensor.detach
-        bias, sinks = (None if x is None else own(x) for x in (self._score.bias, self._sinks))
-        score = Score(self._score.scale, self._score.softcap, bias)
+        sinks, score = None if self._sinks is None else own(self._sinks), self._score.changed(own)
         return SoftmaxMap(own(self._q), own(self._k), self.visible, score, self._axes, self._distance, sinks)
 
     def of(self, samples: Tensor) -> "SoftmaxMap":
         """The map of some samples alone, whose numbers are `samples` (S,)."""
-        bias = self._score.bias
-        if bias is not None and bias.shape[0] > 1:
-            bias = bias.index_select(0, samples)
-        score = Score(self._score.scale, self._score.softcap, bias)
+        score = self._score.changed(lambda x: x if x.shape[0] == 1 else x.index_select(0, samples))
         q, k = self._q.index_select(0, samples), self._k.index_select(0, samples)
         return SoftmaxMap(q, k, self.visible.of(samples), score, self._axes, self._distance, self._sinks)
 
@@ -175,8 +172,9 @@ class Softmax(nn.Module):
         pattern: who may attend to whom; everything if None. Tensors that it holds are buffers of this module.
         scale: what products are multiplied by; 1/√D if None (Vaswani 2017).
         softcap: c bounds the scaled products by c · tanh(s / c) (Gemma 2); none if None.
-        bias: float tensor broadcastable to (B, H, Nq, Nk), added to the logits, read by row and column; may be an
-            nn.Parameter. A key whose bias is -inf is not seen.
+        bias: what is added to the logits: an `ALiBi`, `T5Bias` or `RelativeBias`, which go by distance; or a float
+            tensor broadcastable to (B, H, Nq, Nk), read by row and column, which may be an nn.Parameter. A key whose
+            bias is -inf is not seen.
         sinks: learned sinks, a float tensor (H,), may be an nn.Parameter: a logit for each head that the softmax of its
             rows counts in, and that has no value, so that a head need not attend to any key (gpt-oss); zeros are
             "softmax off by one" (Miller 2023).
@@ -187,21 +185,21 @@ class Softmax(nn.Module):
         pattern: Pattern | None = None,
         scale: float | None = None,
         softcap: float | None = None,
-        bias: Tensor | None = None,
+        bias: Tensor | DistanceBias | None = None,
         sinks: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.scale, self.softcap = scale, _softcap(softcap)
         self._take(_pattern(pattern))
-        self.bias: Tensor | None
+        self.bias: Tensor | DistanceBias | None
         self.sinks: Tensor | None
         self._hold("bias", check_bias(bias))
         self._hold("sinks", check_sinks(sinks))
 
-    def _hold(self, name: str, x: Tensor | None) -> None:
-        """Hold a tensor so that it moves with the module, and learns if it is a parameter."""
-        if isinstance(x, nn.Parameter):
-            self.register_parameter(name, x)
+    def _hold(self, name: str, x: Tensor | nn.Module | None) -> None:
+        """Hold a tensor so that it moves with the module, and learns if it is a parameter; or a module."""
+        if isinstance(x, nn.Parameter | nn.Module):
+            setattr(self, name, x)
         else:
             self.register_buffer(name, x, persistent=False)
 
@@ -223,7 +221,7 @@ class Softmax(nn.Module):
         parts = [repr(self.pattern)]
         parts += [f"{name}={value}" for name in ("scale", "softcap") if (value := getattr(self, name)) is not None]
         tensors = {"bias": self.bias, "sinks": self.sinks}
-        return ", ".join(parts + [f"{name}={tuple(x.shape)}" for name, x in tensors.items() if x is not None])
+        return ", ".join(parts + [f"{name}={tuple(x.shape)}" for name, x in tensors.items() if isinstance(x, Tensor)])
 
     def forward(
         self,
@@ -253,7 +251,7 @@ class Softmax(nn.Module):
 
     def cache(self) -> GrowingCache:
         """An empty cache for decoding step by step: a ring where the pattern bounds what later queries see."""
-        by_column = self.bias is not None and self.bias.shape[-1] > 1  # a bias is read by column: all must be there
+        by_column = isinstance(self.bias, Tensor) and self.bias.shape[-1] > 1  # read by column: all must be there
         return GrowingCache(self) if by_column else cache_for(self, self.pattern)
 
 
@@ -285,7 +283,7 @@ def _softmax_map(
     k: Tensor,
     scale: float | None,
     softcap: float | None,
-    bias: Tensor | None,
+    bias: Tensor | DistanceBias | None,
     sinks: Tensor | None,
     pattern: Pattern,
     lengths: Any,
@@ -297,9 +295,10 @@ def _softmax_map(
     axes = q.dim()
     q, k = autocasted(with_axes(q), with_axes(k))
     visible = visible_pairs(q, k, pattern, lengths, mask, q_positions, k_positions)
-    score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, check_bias(bias, q, k))
     # keys alone have lengths in cross-attention, where queries and keys stand on different axes
     distance = q_positions is not None or not (isinstance(lengths, tuple) and lengths[0] is None)
+    added = bias_for(bias, q, k, distance)
+    score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, added)
     return SoftmaxMap(q, k, visible, score, axes, distance, check_sinks(sinks, q))
 
 
@@ -311,7 +310,7 @@ def attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | DistanceBias | None = None,
     sinks: Tensor | None = None,
     dropout: float = 0.0,
     statistics: bool = False,
@@ -347,7 +346,7 @@ def _attention_map(
     pattern: Pattern | None,
     scale: float | None,
     softcap: float | None,
-    bias: Tensor | None,
+    bias: Tensor | DistanceBias | None,
     sinks: Tensor | None,
     *,
     lengths: Any = None,
@@ -367,7 +366,7 @@ def explain(
     v_dim: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | DistanceBias | None = None,
     sinks: Tensor | None = None,
     dropout: float = 0.0,
     statistics: bool = False,
