@@ -32,14 +32,14 @@ def distances(tile: Tile, visible: Visible) -> Tensor:
     at = visible.positions_of_queries(), visible.positions_of_keys()
     q, k = (cut(x, tile.b, tile.h)[..., part] for x, part in zip(at, (tile.rows, tile.keys), strict=True))
     given = visible.q_positions is not None or visible.k_positions is not None
-    if not (q.shape[-1] and k.shape[-1]) or (given and not steady(q, k)):
+    if traced() or not (q.shape[-1] and k.shape[-1]) or (given and not steady(q, k)):
         return k[..., None, :] - q[..., :, None]
     return k[..., :1] - q[..., -1:] + torch.arange(q.shape[-1] + k.shape[-1] - 1, device=q.device)
 
 
 def steady(*positions: Tensor) -> bool:
-    """Do these rise by one from token to token? Not that anyone knew, where they cannot be read."""
-    return not traced() and all(bool((x.diff(dim=-1) == 1).all()) for x in positions)
+    """Do these rise by one from token to token?"""
+    return all(bool((x.diff(dim=-1) == 1).all()) for x in positions)
 
 
 def within(tile: Tile, bias: ByDistance) -> ByDistance:

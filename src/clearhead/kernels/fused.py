@@ -294,7 +294,7 @@ class Return(Pass):
 
     @contextmanager
     def _to(self, tile: Tile, to: _Back) -> Iterator[None]:
-        """A block in which a tile adds to the gradient of the bias; what goes by distance comes to its table after it."""
+        """A block in which a tile adds to the gradient of the bias; after it, what goes by distance is in its table."""
         bias = self._score.bias
         if not self._to_bias.numel():
             yield
