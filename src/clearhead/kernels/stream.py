@@ -19,7 +19,7 @@ from clearhead.kernels.distances import give_back
 from clearhead.kernels.rows import Ways, grad_logits, logsumexp, measure, softmax_rows
 from clearhead.kernels.score import ByDistance, Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
-from clearhead.kernels.tiles import Size, Tile, tiles
+from clearhead.kernels.tiles import PAIRS, Size, Tile, tiles
 from clearhead.kernels.visible import Visible, cut
 
 
@@ -49,7 +49,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     compiled = misfit(q, k, v, task) is None
     if not (compiled and fused.plain(see)):
         task = replace(task, visible=see.placed())
-    out, raw = _to_fill(q, v, wide, task, compiled and see.full and see.unpadded and see.n_keys > 0)
+    one_tile = q.shape[0] * q.shape[1] * see.n_queries * see.n_keys <= PAIRS  # which writes all of its rows
+    whole = compiled and see.n_keys > 0 and (one_tile or (see.full and see.unpadded))
+    out, raw = _to_fill(q, v, wide, task, whole)
     if not compiled or fused.halves(q, k, v):
         q, k, v = q.to(wide), k.to(wide), v.to(wide)
 
