@@ -11,9 +11,11 @@ import torch
 from clearhead.bench import (
     Case,
     Comparison,
+    TrainingCase,
     bench_attention,
     bench_monitor,
     bench_small,
+    bench_training,
     compare,
     measure,
     memory,
@@ -23,13 +25,15 @@ from clearhead.bench import (
     peers,
     plots,
     scaling,
+    trained,
     watch,
 )
 from clearhead.bench.case import coverage, shape_of
 from clearhead.bench.small import calls_of
 from clearhead.bench.traps import TRAPS
 from clearhead.cli import main
-from clearhead.errors import ClearheadError
+from clearhead.data import Batches
+from clearhead.errors import ClearheadError, InputError
 from clearhead.patterns import parse
 
 
@@ -83,6 +87,40 @@ def test_watching_is_compared(monkeypatch, capsys):
     assert model["memory"][watch.WATCHED] == 2 << 20
     assert long["memory"]["one eager matrix would hold"] == 12 * 4 * 128**2
     assert found["machine"]["threads"] >= 1
+
+
+def test_training_is_compared_in_real_tokens():
+    case = TrainingCase(1, 16, 32, 2, 40, batch_tokens=300, pairs=40)
+    found = bench_training(case, rounds=1, steps=1)
+    assert list(found.same.seconds) == ["Clearhead", "torch.nn.Transformer", "Hugging Face Marian"]
+    assert list(found.whole.seconds) == ["Clearhead", "Seq2SeqTrainer"]
+    examples = case.examples()
+    assert found.tokens["whole"] == int(examples.source.lengths.sum() + examples.target.lengths.sum())
+    assert found.tokens["same"] < found.tokens["whole"]
+    record = found.record()
+    ours = record["speeds"]["same"]["Clearhead"]
+    assert ours["tokens_per_second"] == pytest.approx(found.tokens["same"] / found.same.median("Clearhead"))
+    assert ours["times"] == pytest.approx(found.same.median("torch.nn.Transformer") / found.same.median("Clearhead"))
+    assert {"attention", "feed-forward", "optimizer", "data"} <= set(record["parts"])
+    assert sum("tokens/s" in line for line in found.lines()) == 5
+    with pytest.raises(InputError, match="float32 or bfloat16, not in 'float16'"):
+        TrainingCase(dtype="float16")
+
+
+@pytest.mark.parametrize("arm", trained.SAME)
+def test_each_arm_of_training_learns_from_its_steps(arm):
+    case = TrainingCase(1, 16, 32, 2, 40, dropout=0.0, batch_tokens=300, pairs=20)
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("summed_loss", "cross_entropy"):
+            original = getattr(trained, name)
+            patch.setattr(trained, name, lambda *a, _f=original, **k: kept.append(_f(*a, **k)) or kept[-1])
+        patch.setattr(trained.parts, "cores", lambda: 1)
+        step, (batch, *_) = trained.SAME[arm](case), Batches(case.examples(), 300, shuffle=False)
+        for _ in range(30):
+            step(batch)
+    losses = [float(loss.detach()) for loss in kept]
+    assert losses[-1] < losses[0]
 
 
 def test_monitoring_is_compared(monkeypatch):

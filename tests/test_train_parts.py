@@ -38,7 +38,7 @@ def test_parts_add_up_to_the_batch():
 def test_there_is_one_part_where_several_could_not_be_repeated():
     cpu = torch.device("cpu")
     assert decide(small("model.dropout=0"), cpu) == min(4, cores())
-    assert decide(small("model.dropout=0.1"), cpu) == 1
+    assert decide(small("model.attention_dropout=0.1"), cpu) == 1
     assert decide(small("model.dropout=0", "model.attention_dropout=0.1"), cpu) == 1
     assert decide(small("model.dropout=0", "train.devices=2"), cpu) == 1
     assert decide(small("model.dropout=0"), torch.device("cuda")) == 1

@@ -12,6 +12,7 @@ from clearhead.bench.scaling import Growth, bench_scaling
 from clearhead.bench.small import Beyond, bench_small
 from clearhead.bench.statistics import bench_statistics
 from clearhead.bench.table import Table
+from clearhead.bench.training import Training, TrainingCase, bench_training
 from clearhead.bench.watch import bench_watch
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Peaks",
     "Rates",
     "Table",
+    "Training",
+    "TrainingCase",
     "advise",
     "bench_attention",
     "bench_memory",
@@ -31,6 +34,7 @@ __all__ = [
     "bench_scaling",
     "bench_small",
     "bench_statistics",
+    "bench_training",
     "bench_watch",
     "calibrated",
     "compare",

@@ -152,6 +152,29 @@ def bench_monitor(rounds: Rounds = 10, as_json: AsJson = False) -> list[str]:
     return _compared(bench_monitor(rounds, progress()), as_json)
 
 
+@bench.command("train")
+def bench_train(
+    layers: Annotated[int, typer.Option(min=1, help="Of the encoder, and of the decoder.")] = 4,
+    embed_dim: Annotated[int, typer.Option(help="Width of the model.")] = 128,
+    ff_dim: Annotated[int, typer.Option(help="Width of the feed-forward.")] = 256,
+    heads: Heads = 4,
+    vocabulary: Annotated[int, typer.Option(min=8, help="Tokens of both languages together.")] = 8000,
+    dropout: Annotated[float, typer.Option(help="Of embeddings and residual branches.")] = 0.1,
+    batch_tokens: Annotated[int, typer.Option(help="In a batch of the same batches.")] = 4096,
+    pairs: Annotated[int, typer.Option(min=8, help="Sentences that are trained on.")] = 1000,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the same batches.")] = "float32",
+    steps: Annotated[int, typer.Option(min=1, help="Batches between two looks at the clock.")] = 3,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> list[str]:
+    """Training in real tokens a second, beside torch.nn.Transformer, Marian, Seq2SeqTrainer; where the time goes."""
+    from clearhead.bench import TrainingCase, bench_training, machine
+
+    case = TrainingCase(layers, embed_dim, ff_dim, heads, vocabulary, dropout, batch_tokens, pairs, dtype=dtype)
+    found = bench_training(case, rounds, steps, progress())
+    return [json.dumps({"machine": machine(), **found.record()})] if as_json else found.lines()
+
+
 def _compared(found: list[Any], as_json: bool) -> list[str]:
     from clearhead.bench import machine
 

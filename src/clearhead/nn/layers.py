@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clearhead.errors import InputError
 from clearhead.maps import Cache
 from clearhead.nn.attention import CrossAttention, SelfAttention, next_positions
+from clearhead.nn.dropout import Dropout
 from clearhead.nn.initial import branch_scale, xavier
 from clearhead.nn.positions import Learned, Rotary, Sinusoidal
 from clearhead.patterns import Pattern
@@ -60,7 +61,7 @@ class EncoderLayer(nn.Module):
         width = attention.embed_dim
         self.attention_norm, self.attention = nn.LayerNorm(width), attention
         self.feed_forward_norm, self.feed_forward = nn.LayerNorm(width), FeedForward(width, ff_dim, activation)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     @property
     def embed_dim(self) -> int:
@@ -99,7 +100,7 @@ class DecoderLayer(nn.Module):
         self.self_norm, self.self_attention = nn.LayerNorm(width), self_attention
         self.cross_norm, self.cross_attention = nn.LayerNorm(width), cross_attention
         self.feed_forward_norm, self.feed_forward = nn.LayerNorm(width), FeedForward(width, ff_dim, activation)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     @property
     def embed_dim(self) -> int:

@@ -10,6 +10,7 @@ from clearhead.errors import InputError, ShapeError, nearest
 from clearhead.maps import Softmax
 from clearhead.nn import initial
 from clearhead.nn.attention import CrossAttention, SelfAttention
+from clearhead.nn.dropout import Dropout
 from clearhead.nn.layers import Decoder, DecoderLayer, Encoder, EncoderLayer, StackCache
 from clearhead.nn.positions import Learned, Rotary, Sinusoidal
 from clearhead.patterns import causal
@@ -72,7 +73,7 @@ class Seq2Seq(nn.Module):
         # a Linear that shares the weight, not F.linear with it: per-sample gradients are then right
         self.output = nn.Linear(embed_dim, target_vocab, bias=False)
         self.output.weight = self.target_embedding.weight
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         initial.embedding(self.source_embedding)
         initial.embedding(self.target_embedding)
 
@@ -82,13 +83,16 @@ class Seq2Seq(nn.Module):
         target: Int[Tensor, "b t"],
         source_lengths: Int[Tensor, " b"] | None = None,
         target_lengths: Int[Tensor, " b"] | None = None,
+        logits: bool = True,
     ) -> Float[Tensor, "b t v"]:
         """Logits of each target token's successor, (B, Nt, V), for token numbers (B, Ns) and (B, Nt).
 
-        `target` begins with the token that begins sequences; lengths (B,) mean right padding of any content.
+        `target` begins with the token that begins sequences; lengths (B,) mean right padding of any content. Without
+        `logits` it is what `output` makes them of, (B, Nt, E), for `linear_cross_entropy`.
         """
         memory = self.encode(source, source_lengths)
-        return self.decode(target, memory, target_lengths, source_lengths)
+        x = self.decoder(self._embed(self.target_embedding, target, "target"), memory, target_lengths, source_lengths)
+        return self.output(x) if logits else x
 
     def encode(
         self, source: Int[Tensor, "b s"], source_lengths: Int[Tensor, " b"] | None = None

@@ -112,7 +112,7 @@ class Training(Section):
     """auto: whichever of the two was measured to be faster on this model and machine."""
     parts: Count | None = None
     """Into how many parts each batch is cut, computed side by side; None: as many as there are cores, up to 4, where
-    that can be repeated bit for bit (on a CPU, without dropout)."""
+    that can be repeated bit for bit (on a CPU, without attention dropout)."""
     evaluations: Count = 5
     """How often during the training it is validated and a checkpoint is kept, at equal distances."""
     validation_samples: Count = 500

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
 
 from clearhead.data import PAD, Batches
+from clearhead.nn import Seq2Seq
 from clearhead.train import checkpoints
 from clearhead.train.folder import RunFolder
 from clearhead.train.journal import Journal
@@ -18,7 +18,7 @@ from clearhead.train.task import Task, at_step_end, summed_loss
 
 
 @torch.no_grad()
-def validation_loss(module: nn.Module, batches: Batches) -> float:
+def validation_loss(module: Seq2Seq, batches: Batches) -> float:
     """Cross entropy in nats per target token, without label smoothing, in evaluation mode."""
     training, device = module.training, next(module.parameters()).device
     module.eval()

@@ -3,7 +3,7 @@
 The operations of a small model are too short to be shared between cores: handing each one out costs more than it
 saves, and much more where the cores are not all one's own. Whole forward and backward passes of half the batch are long
 enough. PyTorch lets go of Python's lock while it computes, so threads will do, and the sum of the parts' gradients is
-taken in a fixed order, so that a run can be repeated bit for bit.
+taken in a fixed order, and each part has a generator of its own for dropout, so that a run can be repeated bit for bit.
 """
 
 import os
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.data import Batch
+from clearhead.nn.dropout import drawing_from
 from clearhead.train.config import Config
 
 _MOST = 4
@@ -26,10 +27,11 @@ def cores() -> int:
 
 
 def decide(config: Config, device: torch.device) -> int:
-    """Into how many parts a batch is cut: 1 on a GPU, with several processes, and where something is drawn at random,
-    since threads draw from one generator in no fixed order."""
-    random = config.model.dropout or config.model.attention_dropout
-    return 1 if random or device.type != "cpu" or config.train.devices > 1 else min(_MOST, cores())
+    """Into how many parts a batch is cut: 1 on a GPU, with several processes, and where attention drops weights: those
+    are drawn from torch's generator, by threads in no fixed order."""
+    return (
+        1 if config.model.attention_dropout or device.type != "cpu" or config.train.devices > 1 else min(_MOST, cores())
+    )
 
 
 def _threads(count: int) -> int:
@@ -61,7 +63,10 @@ class Parts:
     def start(self, batch: Batch) -> Batch:
         """Begin with all parts but the first, and return that."""
         first, *others = batch.split(self.count)
-        self._running = [self._pool.submit(self._gradients, part) for part in others]
+        seeds = torch.randint(2**62, (len(others),)).tolist() if others else []
+        self._running = [
+            self._pool.submit(self._gradients, part, seed) for part, seed in zip(others, seeds, strict=True)
+        ]
         return first
 
     def add(self) -> float:
@@ -76,8 +81,9 @@ class Parts:
         self._running = []
         return total
 
-    def _gradients(self, part: Batch) -> tuple[float, Sequence[Tensor | None]]:
+    def _gradients(self, part: Batch, seed: int) -> tuple[float, Sequence[Tensor | None]]:
         # autocast is a thread's own; its cache of cast weights is not, and each weight is used once
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
+        own = torch.Generator().manual_seed(seed)
+        with drawing_from(own), torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
             loss = self.loss(part)
         return float(loss.detach()), torch.autograd.grad(loss, self.parameters, allow_unused=True)

@@ -7,9 +7,9 @@ from itertools import islice
 from typing import Literal
 
 import torch
-from torch import nn
 
 from clearhead.data import Batch, Batches
+from clearhead.nn import Seq2Seq
 from clearhead.train.task import summed_loss
 
 NAMES = ("float32", "bfloat16")
@@ -20,7 +20,7 @@ def lightning(name: str) -> Literal["32-true", "bf16-mixed"]:
     return "bf16-mixed" if name == "bfloat16" else "32-true"
 
 
-def measure(module: nn.Module, batches: Batches, rounds: int = 3) -> dict[str, float]:
+def measure(module: Seq2Seq, batches: Batches, rounds: int = 3) -> dict[str, float]:
     """Tokens a second of forward and backward passes in each precision; the best of some rounds, taken in turn.
 
     Works on a copy of the module, uses up some of the batches, and leaves torch's random numbers as they were.
@@ -35,7 +35,7 @@ def measure(module: nn.Module, batches: Batches, rounds: int = 3) -> dict[str, f
     return speeds
 
 
-def _speed(module: nn.Module, batches: Sequence[Batch], precision: str, device: torch.device) -> float:
+def _speed(module: Seq2Seq, batches: Sequence[Batch], precision: str, device: torch.device) -> float:
     start = time.perf_counter()
     for batch in batches:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):

@@ -6,26 +6,24 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from clearhead.data import PAD, Batch, Batches, Examples
+from clearhead.nn import Seq2Seq
+from clearhead.nn.cross_entropy import linear_cross_entropy
 from clearhead.train.clock import Clock, learning_rate
 from clearhead.train.config import Config
 from clearhead.train.optimizers import make_optimizer
 from clearhead.train.parts import Parts
 
 
-def summed_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+def summed_loss(model: Seq2Seq, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """The cross entropy of every target token but the first, given those before it, summed over the batch.
 
     Padding on the right of the target needs no lengths: no real row of a causal decoder sees it, and its loss is left
     out.
     """
-    logits = model(batch.source, batch.target[:, :-1], source_lengths=batch.source_lengths)
-    labels = batch.target[:, 1:].flatten()
-    return cross_entropy(
-        logits.flatten(0, 1).float(), labels, ignore_index=PAD, label_smoothing=label_smoothing, reduction="sum"
-    )
+    hidden = model(batch.source, batch.target[:, :-1], source_lengths=batch.source_lengths, logits=False)
+    return linear_cross_entropy(hidden, model.output.weight, batch.target[:, 1:], PAD, label_smoothing)
 
 
 def at_step_end(trainer: Trainer) -> bool:
@@ -66,7 +64,7 @@ class Task(LightningModule):
     each batch gives its *sum*, and the gradients are divided by the number of tokens after the last of a step.
     """
 
-    def __init__(self, model: nn.Module, examples: Examples, config: Config) -> None:
+    def __init__(self, model: Seq2Seq, examples: Examples, config: Config) -> None:
         super().__init__()
         self.model, self.examples, self.config = model, examples, config
         self.batches: Batches
