@@ -31,18 +31,30 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Where all randomness begins.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older run of that name.")] = False,
-) -> None:
+    find_learning_rate: Annotated[
+        bool, typer.Option("--find-learning-rate", help="Instead: try rates for 100 steps, and suggest one.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rates that were tried as JSON.")] = False,
+) -> list[str]:
     """Train a model into a run folder, and score it."""
     from clearhead.train import Interrupted, train
+    from clearhead.train.range_test import find_learning_rate as find
+
+    if as_json and not find_learning_rate:
+        raise InputError("--json belongs to --find-learning-rate: scores of a training are in its scores.json")
 
     chosen = [*(settings or [])]
     chosen += [] if minutes is None else [f"train.duration={minutes} minutes"]
     chosen += [] if seed is None else [f"seed={seed}"]
+    if find_learning_rate:
+        found = find(task, chosen, say=lambda message: print(message, file=sys.stderr))
+        return [json.dumps(found.record())] if as_json else found.lines()
     try:
         train(task, chosen, name, resume=resume, overwrite=overwrite)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr)
         raise typer.Exit(130) from None
+    return []
 
 
 def evaluate(run: Run, as_json: AsJson = False, beam: Beam = None) -> list[str]:

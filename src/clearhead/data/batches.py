@@ -89,6 +89,12 @@ class Batches:
         """The batch of some examples, by their numbers."""
         return Batch(*self.examples.source.gather(rows), self.examples.target.gather(rows)[0])
 
+    def largest(self) -> Batch:
+        """That which holds the most, padding included."""
+        widths = np.maximum.reduceat(self._sizes, self._cuts[:-1], axis=1).sum(axis=0)
+        turn = int((np.diff(self._cuts) * widths).argmax())
+        return self.collate(self._key.argsort(stable=True)[self._cuts[turn] : self._cuts[turn + 1]])
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "given": self.given}
 

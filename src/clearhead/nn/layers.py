@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from clearhead.nn.attention import CrossAttention, SelfAttention, next_positions
 from clearhead.nn.dropout import Dropout
 from clearhead.nn.initial import branch_scale, xavier
 from clearhead.nn.positions import Learned, Rotary, Sinusoidal
+from clearhead.nn.recompute import recomputed
 from clearhead.patterns import Pattern
 
 
@@ -170,6 +172,8 @@ class _Stack(nn.Module):
         self.positions = positions
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
         self.norm = nn.LayerNorm(layer.embed_dim)
+        self.checkpoint = False
+        """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
         for copied in self.layers:
             _initialise(copied, branch_scale(num_layers * layer.branches))
 
@@ -177,6 +181,12 @@ class _Stack(nn.Module):
         """Empty caches for decoding step by step."""
         layers: Any = self.layers
         return StackCache([layer.cache() for layer in layers])
+
+    def _call(self, layer: nn.Module, *given: Any, **call: Any) -> Tensor:
+        """A layer's output; its activations are kept only without `checkpoint`."""
+        if self.checkpoint and self.training and torch.is_grad_enabled():
+            return recomputed(layer, *given, **call)
+        return layer(*given, **call)
 
     def _enter(self, x: Tensor, positions: Tensor | None, cache: StackCache | None) -> Tensor:
         if self.positions is None:
@@ -210,7 +220,7 @@ class Encoder(_Stack):
         x = self._enter(x, positions, cache)
         caches = [None] * len(self.layers) if cache is None else cache.layers
         for layer, held in zip(self.layers, caches, strict=True):
-            x = layer(x, lengths=lengths, mask=mask, pattern=pattern, positions=positions, cache=held)
+            x = self._call(layer, x, lengths=lengths, mask=mask, pattern=pattern, positions=positions, cache=held)
         return self.norm(x)
 
 
@@ -240,7 +250,7 @@ class Decoder(_Stack):
         call = {"lengths": lengths, "mask": mask, "pattern": pattern, "positions": positions}
         caches = [None] * len(self.layers) if cache is None else cache.layers
         for layer, held in zip(self.layers, caches, strict=True):
-            x = layer(x, memory, memory_lengths, held, **call)
+            x = self._call(layer, x, memory, memory_lengths, held, **call)
         return self.norm(x)
 
 

@@ -121,6 +121,8 @@ class Training(Section):
     """Evaluations without a lower validation loss after which training stops; None: never early."""
     average: Count = 3
     """The last checkpoints whose weights are averaged into the final model, if that lowers the validation loss."""
+    checkpoint: bool = False
+    """Compute activations again in the backward pass instead of keeping them (Chen 2016): less memory, more time."""
     devices: Count = 1
     """GPUs, or processes on a CPU."""
 

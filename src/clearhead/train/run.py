@@ -18,6 +18,7 @@ from clearhead.train import checkpoints, parts, precision
 from clearhead.train.config import TASKS, Config
 from clearhead.train.evaluation import Evaluation, validation_loss
 from clearhead.train.folder import RunFolder, write_text
+from clearhead.train.forecast import forecast
 from clearhead.train.interrupt import Interrupt, Interrupted
 from clearhead.train.journal import Display, Journal
 from clearhead.train.material import Material, gather
@@ -124,6 +125,9 @@ def _with_decisions(run: RunFolder, model: Model, examples: Examples, say: Say) 
         best = max(speeds, key=speeds.__getitem__)
         say(f"precision {best}: " + ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items()))
         config = _decided(config, precision=best)
+    with parts.threads(count):
+        batches = Batches(examples, config.data.batch_tokens, shuffle=False)
+        say(forecast(model.module.to(_device()), batches, config).line(config))
     run.write_config(config)
     return Model(model.module, model.source_tokenizer, model.target_tokenizer, config)
 

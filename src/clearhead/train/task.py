@@ -67,6 +67,7 @@ class Task(LightningModule):
     def __init__(self, model: Seq2Seq, examples: Examples, config: Config) -> None:
         super().__init__()
         self.model, self.examples, self.config = model, examples, config
+        model.encoder.checkpoint = model.decoder.checkpoint = config.train.checkpoint
         self.batches: Batches
         self.clock: Clock
         self.seen = Seen()
