@@ -96,7 +96,10 @@ def _speed(module: Seq2Seq, batch: Batch, config: Config, half: bool) -> float:
 
 
 def _bytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    for name, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {name}"
+    return f"{count / 2**10:.0f} KiB"
 
 
 def _duration(seconds: float) -> str:
