@@ -12,7 +12,7 @@ typedef struct {
 } Tensor;
 
 typedef struct {
-    Gemm *gemm;                 /* null: q, k and v are bfloat16, for matrix units */
+    Gemm *gemm;                 /* null: q, k, v and out are bfloat16, for matrix units */
     int32_t heads, group, rows, keys, width, value_width, first_key; /* rows, keys and first_key: of one part at a time */
     float scale, softcap;       /* softcap 0: none */
     Tensor q, k, v, out;        /* v and out only where value_width > 0 */
@@ -59,7 +59,7 @@ static Call call_of(const Call *c, const Part *p) {
     int size = c->gemm ? 4 : 2, b = p->sample;
     one.rows = p->rows, one.keys = p->keys, one.first_key = p->key;
     move(&one.q, b, p->row, 0, size), move(&one.k, b, p->key, 0, size), move(&one.v, b, p->key, 0, size);
-    move(&one.out, b, p->row, 0, 4), move(&one.raw, b, p->row, 0, 4), move(&one.spans, b, p->row, 0, 4);
+    move(&one.out, b, p->row, 0, size), move(&one.raw, b, p->row, 0, 4), move(&one.spans, b, p->row, 0, 4);
     move(&one.q_at, b, 0, p->row, 4), move(&one.k_at, b, 0, p->key, 4), move(&one.received, b, 0, p->key, 4);
     move(&one.seen, b, 0, 0, 1), move(&one.bias, b, 0, 0, 4);
     if (one.sinks) one.sinks += b * one.sinks_sample;

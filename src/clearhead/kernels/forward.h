@@ -1,40 +1,58 @@
 /* There: keys come in chunks; the rows' softmax, statistics and output in one pass over each. */
 
 #define CHUNK 512
-#define ROWS 512
+#define ROWS 1024
+#define GROUP 64 /* rows whose logits are formed at once by matrix units, which lose nothing by it: they stay near */
 #define P_STEP (CHUNK + PAD) /* of weights in bfloat16, from one row to the next */
+#define SLACK 5 /* a row's shift need not be its greatest logit: within e^5 no digit is lost */
 
-/* What is known of a row so far. */
+/* What is known of a row so far: sums of exponentials less `top`, and the greatest product. */
 typedef struct {
-    float top, total, dot, far, count;
+    float total, dot, far, peak, top, count;
 } Row;
 
+/* Some rows of a block and a chunk of keys, and their logits, which become weights. */
+typedef struct {
+    int b, h, row;         /* where the block begins */
+    int from, n, start, m; /* rows, counted from there, and keys */
+    float *x;              /* (n, step) */
+    float scale;           /* of what lies there before it becomes weights */
+} Piece;
+
 /* Adds a chunk of `n` logits x · scale to the sums of its row; where `keep`, each becomes exp(logit - top), as does
-   `p`. */
-static inline __attribute__((always_inline)) void add(Row *row, float *x, float scale, half *p, int n, const float *k_at,
-                                                      float q_at, int measure, int far, int keep) {
-    floats total = all(0), dot = all(0), way = all(0);
-    float base = (row->top == -INFINITY ? 0 : row->top) / LOG_2, step = scale / LOG_2;
-    for (int j = 0; j < n; j += WIDE) {
-        floats shifted = load(x + j) * step - base, e = power_of_two(shifted);
-        total += e;
-        if (measure) dot += e * larger(all(-150), shifted); /* e is 0 there, and 0 · -inf would be NaN */
-        if (far) way += e * size(load(k_at + j) - q_at);
-        if (keep) store(x + j, e);
-        if (p) store_half(p + j, e);
+   `p`. Unless a logit exceeds `limit`: then `p` is of no use, the sums are as they were, and 0 is returned. */
+static inline __attribute__((always_inline)) int add(Row *row, float *x, float scale, half *p, int n, const float *k_at,
+                                                     float q_at, float limit, int measure, int far, int keep) {
+    floats total = all(0), dot = all(0), way = all(0), peak = all(-INFINITY);
+    float base = (row->top == -INFINITY ? 0 : row->top) * (1 / LOG_2), step = scale * (1 / LOG_2);
+    for (int j = 0; j < n; j += 2 * WIDE) {
+        floats e[2];
+        for (int i = 0; i < 2; i++) {
+            floats logit = load(x + j + i * WIDE), shifted = logit * step - base;
+            e[i] = p && !measure ? about_power_of_two(shifted) : power_of_two(shifted);
+            total += e[i];
+            if (measure) dot += e[i] * larger(all(-150), shifted); /* e is 0 there, and 0 · -inf would be NaN */
+            if (far) way += e[i] * size(load(k_at + j + i * WIDE) - q_at);
+            if (keep) store(x + j + i * WIDE, e[i]);
+            else peak = larger(logit, peak);
+        }
+        if (p) store_halves(p + j, e[0], e[1]);
     }
+    if (any(peak > limit)) return 0;
+    row->peak = fmaxf(row->peak, most(peak) * scale);
     row->total += sum(total);
     if (measure) row->dot += sum(dot) * LOG_2;
     if (far) row->far += sum(way);
+    return 1;
 }
 
-static void add_chunk(Row *row, float *x, float scale, half *p, int n, const float *k_at, float q_at, int measure,
-                      int keep) {
-    if (k_at && p && !keep) add(row, x, scale, p, n, k_at, q_at, 1, 1, 0);
-    else if (k_at) add(row, x, scale, p, n, k_at, q_at, 1, 1, keep);
-    else if (measure) add(row, x, scale, p, n, k_at, q_at, 1, 0, keep);
-    else if (p && !keep) add(row, x, scale, p, n, k_at, q_at, 0, 0, 0);
-    else add(row, x, scale, p, n, k_at, q_at, 0, 0, keep);
+static int add_chunk(Row *row, float *x, float scale, half *p, int n, const float *k_at, float q_at, float limit,
+                     int measure, int keep) {
+    if (k_at && p && !keep) return add(row, x, scale, p, n, k_at, q_at, limit, 1, 1, 0);
+    if (k_at) return add(row, x, scale, p, n, k_at, q_at, limit, 1, 1, keep);
+    if (measure) return add(row, x, scale, p, n, k_at, q_at, limit, 1, 0, keep);
+    if (p && !keep) return add(row, x, scale, p, n, k_at, q_at, limit, 0, 0, 0);
+    return add(row, x, scale, p, n, k_at, q_at, limit, 0, 0, keep);
 }
 
 /* Makes `top` the row's shift: what was summed under a lesser one shrinks. */
@@ -59,8 +77,11 @@ typedef struct {
     half *q, *k, *v, *p;        /* what matrix units take: queries, packed keys and values of a chunk, and its weights */
 } Room;
 
-/* Rows whose logits are taken at once: few for matrix units, which lose nothing by it, so that they stay near. */
-static int some_of(const Call *c, int n) { return c->gemm ? n : lesser(n, PAD); }
+/* Rows whose logits are formed at once. */
+static int some_of(const Call *c, int n) { return c->gemm ? n : lesser(n, GROUP); }
+
+/* Are logits written over by their weights? Else they stay until these are right. */
+static int kept(const Call *c) { return c->received.at || (c->gemm && c->value_width > 0); }
 
 /* Shares out the room for `n` rows; returns its size. */
 static int64_t share(const Call *c, int n, Room *room) {
@@ -79,81 +100,104 @@ static int64_t share(const Call *c, int n, Room *room) {
     return room->sinks + (int64_t)n * c->n_sinks - room->x + PAD;
 }
 
+/* Queries one behind the other, as wide as matrix units take them. */
+static void pack_rows(const Call *c, const Room *room, int b, int h, int first, int n) {
+    for (int r = 0; r < n; r++) {
+        half *q = room->q + (int64_t)r * UP(c->width);
+        memcpy(memset(q, 0, UP(c->width) * 2), at(&c->q, b, h, first + r, 2), c->width * 2);
+    }
+}
+
 /* Packs keys and values of a chunk. */
 static void pack_chunk(const Call *c, const Room *room, int b, int kv, int start, int m) {
     pack_transposed(room->k, at(&c->k, b, kv, start, 2), greater(c->k.row, c->width), m, c->width);
     if (c->value_width) pack(room->v, at(&c->v, b, kv, start, 2), greater(c->v.row, c->value_width), m, c->value_width);
 }
 
-/* The products of rows `r` to `r + n` with `m` keys from `start`; by matrix units they are not scaled yet. */
-static void products(const Call *c, const Room *room, int b, int h, int r, int32_t first, int32_t n, int start,
-                     int32_t m, float *to) {
+/* The products of rows with keys; by matrix units they are not scaled yet. */
+static void products(const Call *c, const Room *room, const Piece *piece) {
     const float zero = 0;
-    int32_t q_step = greater(c->q.row, c->width), k_step = greater(c->k.row, c->width);
+    int32_t q_step = greater(c->q.row, c->width), k_step = greater(c->k.row, c->width), n = piece->n, m = piece->m;
+    const half *q = room->q + (int64_t)piece->from * UP(c->width);
     if (c->gemm)
-        c->gemm("T", "N", &m, &n, &c->width, &c->scale, at(&c->k, b, h / c->group, start, 4), &k_step,
-                at(&c->q, b, h, first + r, 4), &q_step, &zero, to, &room->step);
+        c->gemm("T", "N", &m, &n, &c->width, &c->scale, at(&c->k, piece->b, piece->h / c->group, piece->start, 4), &k_step,
+                at(&c->q, piece->b, piece->h, piece->row + piece->from, 4), &q_step, &zero, piece->x, &room->step);
+    else if (UP(c->width) == 64)
+        multiply_64(UP(n), UP(m), q, room->k, piece->x, room->step);
     else
-        multiply(UP(n), UP(m), UP(c->width), room->q + r * UP(c->width), UP(c->width), room->k, to, room->step, 0);
+        multiply(UP(n), UP(m), UP(c->width), q, UP(c->width), room->k, piece->x, room->step, 0);
 }
 
-/* Adds to the outputs of rows `r` to `r + n` what `m` keys from `start` give. */
-static void outputs(const Call *c, const Room *room, int b, int h, int r, int32_t n, int start, int32_t m,
-                    const float *weights) {
+/* Adds to the outputs of rows what these keys give. */
+static void outputs(const Call *c, const Room *room, const Piece *piece) {
     const float zero = 0, one = 1;
-    int32_t v_step = greater(c->v.row, c->value_width);
-    float *out = room->out + (int64_t)r * room->out_step;
+    int32_t v_step = greater(c->v.row, c->value_width), n = piece->n, m = piece->m;
+    float *out = room->out + (int64_t)piece->from * room->out_step;
     if (c->gemm)
-        c->gemm("N", "N", &c->value_width, &n, &m, &one, at(&c->v, b, h / c->group, start, 4), &v_step, weights,
-                &room->step, start ? &one : &zero, out, &room->out_step);
+        c->gemm("N", "N", &c->value_width, &n, &m, &one, at(&c->v, piece->b, piece->h / c->group, piece->start, 4), &v_step,
+                piece->x, &room->step, piece->start ? &one : &zero, out, &room->out_step);
     else
-        multiply(UP(n), UP(c->value_width), UP(m), room->p, P_STEP, room->v, out, room->out_step, start > 0);
+        multiply(UP(n), UP(c->value_width), UP(m), room->p, P_STEP, room->v, out, room->out_step, piece->start > 0);
+}
+
+/* Makes of products logits: scaled, where that is not left for later, capped, biased and hidden. */
+static void to_logits(const Call *c, const Room *room, const Piece *piece, Row *rows) {
+    const int64_t *sink = c->sinks ? c->sinks + piece->b * c->sinks_sample : NULL;
+    int m = piece->m;
+    for (int i = 0; i < piece->n; i++) {
+        int r = piece->from + i;
+        float *logits = piece->x + (int64_t)i * room->step;
+        if (!c->gemm && piece->scale != c->scale)
+            for (int j = 0; j < m; j++) logits[j] *= c->scale;
+        if (c->softcap > 0) soften(logits, m, c->softcap);
+        rows[r].count += prepare(c, piece->b, piece->h, piece->row + r, piece->start, logits, m);
+        for (int j = m; j < UP(m); j++) logits[j] = -INFINITY;
+        for (int s = 0; s < c->n_sinks; s++) {
+            int64_t j = sink[s] - c->first_key - piece->start;
+            if (j >= 0 && j < m) room->sinks[r * c->n_sinks + s] = logits[j] * piece->scale;
+        }
+        /* here, and not below, where each row would wait for its own */
+        if (kept(c) || rows[r].top == -INFINITY)
+            lift(&rows[r], greatest(logits, UP(m)) * piece->scale, room->out + (int64_t)r * room->out_step, c->value_width);
+    }
+}
+
+/* Makes of logits weights, and adds them to the sums of their rows. */
+static void sum_up(const Call *c, const Room *room, const Piece *piece, Row *rows) {
+    int measure = c->sinks != NULL, keep = kept(c), m = UP(piece->m);
+    float k_at[CHUNK] = {0}, each = 1 / piece->scale;
+    const float *way = c->k_at.at ? k_at : NULL;
+    if (way) memcpy(k_at, (float *)at(&c->k_at, piece->b, piece->h, 0, 4) + piece->start, piece->m * 4);
+    for (int i = 0; i < piece->n; i++) {
+        int r = piece->from + i;
+        float *logits = piece->x + (int64_t)i * room->step, limit = (rows[r].top + SLACK) * each;
+        float q_at = c->q_at.at ? ((float *)at(&c->q_at, piece->b, piece->h, 0, 4))[piece->row + r] : 0;
+        half *p = !c->gemm && c->value_width ? room->p + (int64_t)i * P_STEP : NULL;
+        if (!add_chunk(&rows[r], logits, piece->scale, p, m, way, q_at, limit, measure, keep)) {
+            lift(&rows[r], greatest(logits, m) * piece->scale, room->out + (int64_t)r * room->out_step, c->value_width);
+            add_chunk(&rows[r], logits, piece->scale, p, m, way, q_at, INFINITY, measure, keep);
+        }
+        if (c->received.at) room->tops[r * chunks_of(c) + piece->start / CHUNK] = rows[r].top;
+    }
 }
 
 /* Rows `first` to `first + n` of one head. */
 static void head(const Call *c, const Room *room, int b, int h, int first, int n, Row *rows) {
-    int whole = c->received.at != NULL, halves = !c->gemm, keep = whole || (c->value_width > 0 && !halves), chunk = 0;
-    int some = some_of(c, n), late = halves && c->softcap <= 0 && !c->bias.at && c->scale > 0;
-    const int64_t *sink = c->sinks ? c->sinks + b * c->sinks_sample : NULL;
-    const float scale = late ? c->scale : 1; /* of what is told of logits below */
-    float k_at[CHUNK] = {0};
-    for (int r = 0; r < n; r++) {
-        rows[r] = (Row){.top = -INFINITY};
-        half *q = room->q + (int64_t)r * UP(c->width);
-        if (halves) memcpy(memset(q, 0, UP(c->width) * 2), at(&c->q, b, h, first + r, 2), c->width * 2);
-    }
+    int whole = c->received.at != NULL, some = some_of(c, n);
+    int later = !c->gemm && c->softcap <= 0 && !c->bias.at && c->scale > 0;
+    for (int r = 0; r < n; r++) rows[r] = (Row){.top = -INFINITY, .peak = -INFINITY};
     for (int i = 0; i < n * c->n_sinks; i++) room->sinks[i] = -INFINITY;
-    for (int32_t start = 0, m; start < c->keys; start += m, chunk++) {
+    if (!c->gemm) pack_rows(c, room, b, h, first, n);
+    for (int32_t start = 0, m; start < c->keys; start += m) {
         m = lesser(CHUNK, c->keys - start);
-        if (halves) pack_chunk(c, room, b, h / c->group, start, m);
-        if (c->k_at.at) memcpy(k_at, (float *)at(&c->k_at, b, h, 0, 4) + start, m * 4);
+        if (!c->gemm) pack_chunk(c, room, b, h / c->group, start, m);
         for (int from = 0; from < n; from += some) {
-            int these = lesser(some, n - from);
-            float *here = room->x + (whole ? start + (int64_t)from * room->step : 0);
-            products(c, room, b, h, from, first, these, start, m, here);
-            for (int i = 0; i < these; i++) {
-                int r = from + i;
-                float *logits = here + (int64_t)i * room->step;
-                if (halves && !late)
-                    for (int j = 0; j < m; j++) logits[j] *= c->scale;
-                if (c->softcap > 0) soften(logits, m, c->softcap);
-                rows[r].count += prepare(c, b, h, first + r, start, logits, m);
-                for (int j = m; j < UP(m); j++) logits[j] = -INFINITY;
-                for (int s = 0; s < c->n_sinks; s++) {
-                    int64_t j = sink[s] - c->first_key - start;
-                    if (j >= 0 && j < m) room->sinks[r * c->n_sinks + s] = logits[j] * scale;
-                }
-                lift(&rows[r], greatest(logits, UP(m)) * scale, room->out + (int64_t)r * room->out_step, c->value_width);
-            }
-            for (int i = 0; i < these; i++) { /* apart: here a row need not wait for the one before */
-                int r = from + i;
-                float *logits = here + (int64_t)i * room->step;
-                float q_at = c->q_at.at ? ((float *)at(&c->q_at, b, h, 0, 4))[first + r] : 0;
-                half *p = halves && c->value_width ? room->p + i * P_STEP : NULL;
-                add_chunk(&rows[r], logits, scale, p, UP(m), c->k_at.at ? k_at : NULL, q_at, sink != NULL, keep);
-                if (whole) room->tops[r * chunks_of(c) + chunk] = rows[r].top;
-            }
-            if (c->value_width) outputs(c, room, b, h, from, these, start, m, here);
+            float *x = room->x + (whole ? start + (int64_t)from * room->step : 0);
+            Piece piece = {b, h, first, from, lesser(some, n - from), start, m, x, later ? c->scale : 1};
+            products(c, room, &piece);
+            to_logits(c, room, &piece, rows);
+            sum_up(c, room, &piece, rows);
+            if (c->value_width) outputs(c, room, &piece);
         }
     }
 }
@@ -172,16 +216,17 @@ static void finish(const Call *c, const Room *room, int b, int h, int first, int
             any = weight;
         }
         /* the greatest of numbers with a NaN among them is NaN */
-        float top = total != total && row.top < INFINITY ? NAN : row.top, log_total = logf(total);
+        float top = kept(c) ? row.top : row.peak, log_total = logf(total);
+        if (total != total && top < INFINITY) top = NAN;
         /* from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large */
         float entropy = log_total - row.dot / total;
         if (entropy < 0) entropy = 0; /* by rounding; NaN stays */
-        float found[] = {top + log_total, top,        entropy, any / total,
-                         row.far / total, row.count};
+        float found[] = {row.top + log_total, top, entropy, any / total, row.far / total, row.count};
         for (int i = 0; i < (c->sinks ? 6 : 1); i++)
             ((float *)at(&c->raw, b, h, first + r, 4))[i * c->raw_step] = found[i];
-        float *to = at(&c->out, b, h, first + r, 4);
-        for (int j = 0; j < c->value_width; j++) to[j] = room->out[(int64_t)r * room->out_step + j] / total;
+        float *out = room->out + (int64_t)r * room->out_step, *to = c->gemm ? at(&c->out, b, h, first + r, 4) : out;
+        for (int j = 0; j < c->value_width; j++) to[j] = out[j] / total;
+        if (!c->gemm) to_halves(at(&c->out, b, h, first + r, 2), to, c->value_width);
         if (!c->received.at) continue;
         float *received = at(&c->received, b, h, 0, 4);
         for (int i = 0; i < chunks; i++) {
@@ -196,7 +241,7 @@ static void finish(const Call *c, const Room *room, int b, int h, int first, int
 
 /* Rows taken at a time: fewer where their weights are kept for `received`. */
 static int block(const Call *c) {
-    int most = lesser(c->gemm ? ROWS / 2 : ROWS, c->rows); /* packing is paid for once a block */
+    int most = lesser(c->gemm ? ROWS / 4 : ROWS, c->rows); /* packing is paid for once a block */
     return c->received.at ? lesser(most, greater(16, (1 << 22) / UP(c->keys))) : most;
 }
 

@@ -144,7 +144,7 @@ class Pass:
         q, k, v: (B, H, Nq, D), (B, Hkv, Nk, D), (B, Hkv, Nk, Dv).
         sinks: (B or 1, S), the keys whose weight is the statistic `sink`; None: the logsumexp is enough.
         distance: whether positions say how far keys are.
-        out: (B, H, Nq, Dv).
+        out: (B, H, Nq, Dv), of the dtype that products are taken in.
         raw: (RAW, or without sinks 1; B, H, Nq), the statistics.
         received: (B, H, Nk) is added to; (B, H, 0): not wanted.
     """

@@ -49,11 +49,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     compiled = misfit(q, k, v, task) is None
     if not (compiled and fused.plain(see)):
         task = replace(task, visible=see.placed())
+    if not compiled or fused.halves(q, k, v):
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
     one_tile = q.shape[0] * q.shape[1] * see.n_queries * see.n_keys <= PAIRS  # which writes all of its rows
     whole = compiled and see.n_keys > 0 and (one_tile or (see.full and see.unpadded))
     out, raw = _to_fill(q, v, wide, task, whole)
-    if not compiled or fused.halves(q, k, v):
-        q, k, v = q.to(wide), k.to(wide), v.to(wide)
 
     def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
@@ -226,10 +226,10 @@ def _to_fill(q: Tensor, v: Tensor, wide: torch.dtype, task: Task, whole: bool) -
     """
     found = [-math.inf] if task.sinks is None else [-math.inf, -math.inf, 0.0, math.nan, 0.0, 0.0]
     if whole:  # operations are what small calls cost
-        out = torch.empty(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
+        out = torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=q.device)
         return out, torch.empty(len(found), *q.shape[:3], dtype=wide, device=q.device)
     column = torch.tensor(found, dtype=wide, device=q.device).view(-1, 1, 1, 1)
-    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
+    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=q.device)
     return out, column.expand(-1, *q.shape[:3]).contiguous()
 
 

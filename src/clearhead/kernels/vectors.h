@@ -75,6 +75,19 @@ static inline floats power_of_two(floats x) {
 #endif
 }
 
+/* 2^x within 8e-5 of itself, where what is made of it is rounded to 4e-3. */
+static inline floats about_power_of_two(floats x) {
+#ifdef __AVX512DQ__
+    floats r = (floats)_mm512_reduce_ps((__m512)x, 9);
+    floats p = r * 7.80245065e-2f + 0.226067178f;
+    p = p * r + 0.695833533f;
+    p = p * r + 0.999925219f;
+    return (floats)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+    return power_of_two(x);
+#endif
+}
+
 static inline floats exponential(floats x) { return power_of_two(x * (1 / LOG_2)); }
 
 static inline float exponential_of(float x) { return exponential(all(x))[0]; }
@@ -94,6 +107,16 @@ static void soften(float *x, int n, float cap) {
     }
 }
 
+static inline float most(floats x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float found = x[0];
+    for (int i = 1; i < WIDE; i++) found = x[i] > found ? x[i] : found;
+    return found;
+#endif
+}
+
 /* `n` is padded. */
 static float greatest(const float *x, int n) {
     floats top = all(-INFINITY), other = top;
@@ -101,12 +124,16 @@ static float greatest(const float *x, int n) {
         top = larger(load(x + j), top);
         other = larger(load(x + j + WIDE), other);
     }
-    top = larger(top, other);
+    return most(larger(top, other));
+}
+
+/* Is a condition true anywhere? */
+static inline int any(ints condition) {
 #ifdef __AVX512F__
-    return _mm512_reduce_max_ps((__m512)top);
+    return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) != 0;
 #else
-    float found = top[0];
-    for (int i = 1; i < WIDE; i++) found = top[i] > found ? top[i] : found;
+    int found = 0;
+    for (int i = 0; i < WIDE; i++) found |= condition[i];
     return found;
 #endif
 }
