@@ -4,11 +4,10 @@
 #define ROWS 1024
 #define GROUP 64 /* rows whose logits are formed at once by matrix units, which lose nothing by it: they stay near */
 #define P_STEP (CHUNK + PAD) /* of weights in bfloat16, from one row to the next */
-#define SLACK 5 /* a row's shift need not be its greatest logit: within e^5 no digit is lost */
 
-/* What is known of a row so far: sums of exponentials less `top`, and the greatest product. */
+/* What is known of a row so far: its greatest logit, and sums of exponentials less that. */
 typedef struct {
-    float total, dot, far, peak, top, count;
+    float top, total, dot, far, count;
 } Row;
 
 /* Some rows of a block and a chunk of keys, and their logits, which become weights. */
@@ -39,7 +38,6 @@ static inline __attribute__((always_inline)) int add(Row *row, float *x, float s
         if (p) store_halves(p + j, e[0], e[1]);
     }
     if (any(peak > limit)) return 0;
-    row->peak = fmaxf(row->peak, most(peak) * scale);
     row->total += sum(total);
     if (measure) row->dot += sum(dot) * LOG_2;
     if (far) row->far += sum(way);
@@ -170,7 +168,7 @@ static void sum_up(const Call *c, const Room *room, const Piece *piece, Row *row
     if (way) memcpy(k_at, (float *)at(&c->k_at, piece->b, piece->h, 0, 4) + piece->start, piece->m * 4);
     for (int i = 0; i < piece->n; i++) {
         int r = piece->from + i;
-        float *logits = piece->x + (int64_t)i * room->step, limit = (rows[r].top + SLACK) * each;
+        float *logits = piece->x + (int64_t)i * room->step, limit = rows[r].top * each;
         float q_at = c->q_at.at ? ((float *)at(&c->q_at, piece->b, piece->h, 0, 4))[piece->row + r] : 0;
         half *p = !c->gemm && c->value_width ? room->p + (int64_t)i * P_STEP : NULL;
         if (!add_chunk(&rows[r], logits, piece->scale, p, m, way, q_at, limit, measure, keep)) {
@@ -185,7 +183,7 @@ static void sum_up(const Call *c, const Room *room, const Piece *piece, Row *row
 static void head(const Call *c, const Room *room, int b, int h, int first, int n, Row *rows) {
     int whole = c->received.at != NULL, some = some_of(c, n);
     int later = !c->gemm && c->softcap <= 0 && !c->bias.at && c->scale > 0;
-    for (int r = 0; r < n; r++) rows[r] = (Row){.top = -INFINITY, .peak = -INFINITY};
+    for (int r = 0; r < n; r++) rows[r] = (Row){.top = -INFINITY};
     for (int i = 0; i < n * c->n_sinks; i++) room->sinks[i] = -INFINITY;
     if (!c->gemm) pack_rows(c, room, b, h, first, n);
     for (int32_t start = 0, m; start < c->keys; start += m) {
@@ -216,12 +214,11 @@ static void finish(const Call *c, const Room *room, int b, int h, int first, int
             any = weight;
         }
         /* the greatest of numbers with a NaN among them is NaN */
-        float top = kept(c) ? row.top : row.peak, log_total = logf(total);
-        if (total != total && top < INFINITY) top = NAN;
+        float top = total != total && row.top < INFINITY ? NAN : row.top, log_total = logf(total);
         /* from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large */
         float entropy = log_total - row.dot / total;
         if (entropy < 0) entropy = 0; /* by rounding; NaN stays */
-        float found[] = {row.top + log_total, top, entropy, any / total, row.far / total, row.count};
+        float found[] = {top + log_total, top, entropy, any / total, row.far / total, row.count};
         for (int i = 0; i < (c->sinks ? 6 : 1); i++)
             ((float *)at(&c->raw, b, h, first + r, 4))[i * c->raw_step] = found[i];
         float *out = room->out + (int64_t)r * room->out_step, *to = c->gemm ? at(&c->out, b, h, first + r, 4) : out;
