@@ -85,14 +85,16 @@ def test_buckets_are_those_of_t5(buckets, far, both):
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("positions", ["none", "moved", "with gaps"])
+@pytest.mark.parametrize("positions", ["none", "with gaps"])
 def test_long_inputs_by_every_kernel(kind, pattern, n, kernel, positions):
     """What needs no gradient runs in `blocks`; what learns, in `stream`."""
     bias, at = made(kind), torch.arange(n)[None]
-    q_at, k_at = {"none": (at, at), "moved": (at + 7, at + 5), "with gaps": (at * 3 // 2, at * 3 // 2)}[positions]
-    call = {} if positions == "none" else {"q_positions": q_at, "k_positions": k_at}
+    q_at, k_at = (at, at) if positions == "none" else (at * 3 // 2, at * 3 // 2)
+    if n == 900 and positions == "none":
+        q_at, k_at = at + 7, at + 5  # given, and without gaps
+    call = {} if q_at is at else {"q_positions": q_at, "k_positions": k_at}
     mechanism, parameters = ch.Softmax(pattern, bias=bias), list(bias.parameters())
-    given = [x.requires_grad_() for x in tensors(n)]
+    given = [x.requires_grad_() for x in tensors(n, b=1)]
     plain = [x.detach().double().requires_grad_() for x in given]
     want = reference(bias, *plain, pattern, q_at, k_at)
     weight = torch.randn_like(want)
@@ -212,12 +214,12 @@ def test_no_transform_loses_the_gradient_of_a_tensor():
 def test_nothing_holds_all_pairs(kind, gaps):
     from test_laws import _Peak
 
-    n, tracker = 6_000, _Peak()
-    q, k, v = (torch.randn(1, 4, n, 8, requires_grad=True) for _ in range(3))
+    n, tracker = 4_000, _Peak()
+    q, k, v = (torch.randn(1, 2, n, 8, requires_grad=True) for _ in range(3))
     at = torch.arange(n) * 3 // 2
     call = {"q_positions": at, "k_positions": at} if gaps else {}
     for pattern in (ch.causal() & ch.window(64), ch.causal()):
-        A = ch.Softmax(pattern, bias=made(kind), sinks=torch.zeros(4))(q, k, **call)
+        A = ch.Softmax(pattern, bias=made(kind, 2), sinks=torch.zeros(2))(q, k, **call)
         rows = range(0, n, 1000)
         with tracker:
             out = A @ v

@@ -47,6 +47,7 @@ def by_blocks(q, k, v, score_mod, block_mask, *, scale, enable_gqa, return_aux=N
                         s = s if score_mod is None else score_mod(s, *index)
                         if mask_mod is not None:
                             s = s.masked_fill(~mask_mod(*index), -math.inf)
+                        s = s.masked_fill(s == -math.inf, -math.inf)  # through which no gradient goes
                         logits = logits.index_put(index, s)
     lse = logits.logsumexp(-1)
     weights = (logits - lse.masked_fill(lse == -math.inf, 0)[..., None]).exp()
