@@ -227,6 +227,8 @@ def _run(key: tuple[str, str], case: Case, length: int, found: _Timed, say: Say 
     if say:
         say(f"{key[0]} in {key[1]}: {length:,} tokens")
     run = ours(replace(case, length=length, pattern=_at(case, length))).run
+    if torch.device(case.device).type == "cuda":
+        run()  # which compiles
     times = [_seconds(run, case.device)]
     if times[0] < QUICK:
         times = [_seconds(run, case.device) for _ in range(3)]

@@ -5,6 +5,7 @@ given the same q, k and v as everybody else, in its own layout: what is compared
 """
 
 import importlib
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from clearhead.bench.case import Case, Shape, shape_of
 from clearhead.errors import ClearheadError
+from clearhead.kernels import compiled_apart
 from clearhead.maps import attend
 
 OURS = "Clearhead"
@@ -172,7 +174,8 @@ def flex(case: Case) -> Job:
         raise NotRun("not measured with documents")
     if cpu and not (shutil.which("g++") or shutil.which("clang++")):
         raise NotRun("needs a C++ compiler, and finds none: install g++")
-    if cpu and case.length > 1 << 13:
+    # about 10 bytes a pair: 10 GB at 32,768 tokens
+    if case.length > (1 << 13 if cpu else math.isqrt(memory_of(case.device) // 20)):
         raise NotRun("not run: create_block_mask would hold n² pairs")
     mask, pattern = None, case.mask
     sizes = (case.length, case.length, case.device)
@@ -180,7 +183,7 @@ def flex(case: Case) -> Job:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mask = create_block_mask(lambda b, h, q, k: pattern.allows(b, h, q, k), None, None, *sizes)
-    made = job(case, torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False))
+    made = job(case, compiled_apart(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's own

@@ -2,7 +2,7 @@
 
 from clearhead.kernels.call import SMALL, Call, describe
 from clearhead.kernels.choose import OUTPUT_ALONE, Explanation, choose, explain, memory_budget
-from clearhead.kernels.flex import flex_attend
+from clearhead.kernels.flex import compiled_apart, flex_attend
 from clearhead.kernels.operator import run
 from clearhead.kernels.rows import Rows, logsumexp, softmax_rows
 from clearhead.kernels.score import ByDistance, Score, as_given, working_dtype
@@ -26,6 +26,7 @@ __all__ = [
     "as_given",
     "choose",
     "cleaned",
+    "compiled_apart",
     "describe",
     "explain",
     "flex_attend",

@@ -10,6 +10,7 @@ Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv), out (B, H, Nq, D
 import importlib.util
 from collections.abc import Callable, Hashable
 from functools import lru_cache
+from itertools import count
 from types import FunctionType
 from typing import Any
 
@@ -89,14 +90,25 @@ def _options(see: Visible, score: Score) -> tuple[object, ...]:
 
 @lru_cache(maxsize=256)
 def _compiled(kind: tuple[object, ...]) -> Any:
-    """`flex_attention` compiled, once for each kind of call, with code of its own.
+    """`flex_attention` compiled, once for each kind of call.
 
-    The compiler counts by code how often it compiled something, and gives up after a few: silently, or with an error.
-    So kinds do not share theirs. Of one kind only batch and length vary; the second of either is compiled once more,
-    for any.
+    Of one kind only batch and length vary; the second of either is compiled once more, for any.
     """
-    code = _attend.__code__.replace(co_name=f"attend_{_compiled.cache_info().misses}")
-    return torch.compile(FunctionType(code, _attend.__globals__), fullgraph=True)
+    return compiled_apart(_attend)
+
+
+_apart = count()
+
+
+def compiled_apart(function: Any, **options: Any) -> Any:
+    """A function compiled with code of its own, without a graph break.
+
+    The compiler counts by code how often it compiled something, and gives up after a few times, in silence:
+    FlexAttention then holds n² logits. So functions written once and made often, like closures, must not share theirs.
+    """
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_apart)}")
+    own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    return torch.compile(own, fullgraph=True, **options)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, score_mod: Any, block_mask: BlockMask, **options: Any) -> Any:
