@@ -33,13 +33,22 @@ def _sdpa(call: Call) -> str | None:
         return "has no soft cap"
     if isinstance(call.score.bias, ByDistance) and call.score.learns:
         return "gives a bias by distance its gradient pair by pair"
-    if call.pairs <= SMALL:
+    if _always(call.pairs <= SMALL):
         return None
-    if (cells := call.mask_cells) > SMALL:
+    if not _always((cells := call.mask_cells) <= SMALL):
         return f"would need a dense mask of {_counted(cells)} pairs; at most {SMALL:,} are held"
     if cause := call.unfused:
         return f"is not fused on this device {cause}: it would hold {_counted(call.pairs)} weights"
     return None
+
+
+def _always(condition: bool) -> bool:
+    """Is it so; in a program that is exported, whatever its sizes? To ask about those it has now would bound them."""
+    if not torch.compiler.is_exporting():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
 
 
 def _counted(number: int) -> str:
