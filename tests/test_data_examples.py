@@ -5,7 +5,7 @@ import torch
 
 from clearhead.data import Examples, Ragged, Tokenizer
 from clearhead.data.checks import check_lengths, check_texts, read_lines
-from clearhead.data.examples import spell_a_letter
+from clearhead.data.examples import spell_a_token
 from clearhead.errors import DataError
 from tiny_task import Tiny
 
@@ -48,7 +48,8 @@ def test_a_share_is_spelled_by_bytes_the_same_each_time():
 
 def test_spelling_reaches_every_byte_of_utf_8_and_keeps_half_of_the_letters():
     rows = LETTERS.encode(["abcdef"]) * 4000
-    spelled = spell_a_letter(rows, LETTERS, random.Random(0))
+    generator = random.Random(0)
+    spelled = [spell_a_token(row, LETTERS, generator) for row in rows]
     bytes_seen = {token - 3 for row in spelled for token in row if token < 259}
     assert bytes_seen > {*range(0x21, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xE0), *range(0xE0, 0xED), 0xF0}
     assert 0.4 < sum(LETTERS.decode(row) == "abcdef" for row in spelled) / len(spelled) < 0.6

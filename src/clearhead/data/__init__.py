@@ -8,7 +8,9 @@ batches = Batches(Examples.read(source, "train", letters, phonemes), budget=4096
 
 from clearhead.data.batches import Batch, Batches
 from clearhead.data.checks import read_lines
-from clearhead.data.examples import Examples, Ragged
+from clearhead.data.examples import Examples
+from clearhead.data.files import Files
+from clearhead.data.ragged import Ragged
 from clearhead.data.sources import CMUdict, Source, open_source
 from clearhead.data.tokens import BOS, EOS, PAD, Tokenizer
 
@@ -20,6 +22,7 @@ __all__ = [
     "Batches",
     "CMUdict",
     "Examples",
+    "Files",
     "Ragged",
     "Source",
     "Tokenizer",

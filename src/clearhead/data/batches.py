@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from torch import Tensor
 
 from clearhead.data.examples import Examples
@@ -60,23 +60,15 @@ class Batches:
         self.epoch = self.given = 0
         self._key = _sorting_key(examples)
         order = self._key.argsort(stable=True)
-        self._sizes = np.stack([examples.source.lengths[order].numpy(), examples.target.lengths[order].numpy()])
-        self._cuts = _split_until_even(_cuts(self._sizes, budget), world)
+        sizes = np.stack([examples.source.lengths[order].numpy(), examples.target.lengths[order].numpy()])
+        self._cuts = _split_until_even(_cuts(sizes, budget), world)
+        self.tokens = int(sizes.sum(dtype=np.int64))
+        """Tokens in an epoch, of all ranks, without padding."""
+        self.padding = 1 - self.tokens / _padded(sizes, self._cuts)
+        """The share of padding among all that the model is given, 0 to 1."""
 
     def __len__(self) -> int:
         return (len(self._cuts) - 1) // self.world
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in an epoch, of all ranks, without padding."""
-        return int(self._sizes.sum())
-
-    @property
-    def padding(self) -> float:
-        """The share of padding among all that the model is given, 0 to 1."""
-        counts = np.diff(self._cuts)
-        widths = np.maximum.reduceat(self._sizes, self._cuts[:-1], axis=1).sum(axis=0)
-        return 1 - self.tokens / int((counts * widths).sum())
 
     def __iter__(self) -> Iterator[Batch]:
         order, turns = self._epoch(self.epoch)
@@ -117,11 +109,19 @@ def hash_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _sorting_key(examples: Examples) -> Int64[Tensor, "R"]:
+def _sorting_key(examples: Examples) -> Int[Tensor, "R"]:
     """By source length, then by target length: up and down in turn, so that neighbours across source lengths fit."""
     source, target = examples.source.lengths, examples.target.lengths
     span = int(target.max()) + 1
+    if (int(source.max()) + 1) * span >= 2**31:
+        source, target = source.long(), target.long()
     return source * span + torch.where(source % 2 == 0, target, span - 1 - target)
+
+
+def _padded(sizes: np.ndarray, cuts: np.ndarray) -> int:
+    """Tokens in all batches, padding included."""
+    widths = np.maximum.reduceat(sizes, cuts[:-1], axis=1).sum(axis=0, dtype=np.int64)
+    return int((np.diff(cuts) * widths).sum())
 
 
 def _cuts(sizes: np.ndarray, budget: int) -> np.ndarray:

@@ -1,53 +1,27 @@
 """The pairs of a split as numbers: tokenised once, kept flat, gathered by row without a loop.
 
-**Bytes must be trained.** A character that training never saw is spelled by bytes whose embeddings would then be noise.
-So
-a share of the examples is added a second time with one letter spelled by bytes: half of the time its own bytes (a byte
-means its character), half of the time those of another, random character (a stranger: pronounce the word from its other
-letters). They are part of the data, drawn once from the seed: lengths, and so batches, stay the same in every epoch.
+Where there is a folder, tokens are kept in files, of 2 bytes each (4, where a vocabulary has more than 65,536), that are
+mapped into memory and never read as a whole; memory then holds 24 bytes a pair: where each row begins, and its length.
+
+**Bytes must be trained.** What training never saw is spelled by bytes whose embeddings would then be noise. So a share of
+the examples is added a second time with one token spelled by bytes: half of the time its own bytes (a byte means its
+character), half of the time those of another, random character (a stranger: pronounce the word from its other letters).
+They are part of the data, drawn once from the seed: lengths, and so batches, stay the same in every epoch.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
-
-from clearhead.data.checks import check_lengths
+import numpy as np
+from clearhead.data.ragged import Ragged, Writer
 from clearhead.data.sources import Source, Split
-from clearhead.data.tokens import BOS, EOS, PAD, Tokenizer
+from clearhead.data.tokens import BOS, EOS, Tokenizer
 from clearhead.errors import DataError
 
 # Code points by the number of their UTF-8 bytes, and how often each is drawn.
 _STRANGERS = ((range(0x21, 0x7F), 2), (range(0xA0, 0x800), 4), (range(0x800, 0xD800), 1), (range(0x10000, 0x20000), 1))
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths, end to end: row i is `flat[starts[i] : starts[i] + lengths[i]]`."""
-
-    flat: Int64[Tensor, "T"]
-    starts: Int64[Tensor, "R"]
-    lengths: Int64[Tensor, "R"]
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
-        """From rows of any lengths."""
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        flat = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
-        return cls(flat, lengths.cumsum(0) - lengths, lengths)
-
-    def gather(self, rows: Int64[Tensor, "B"]) -> tuple[Int64[Tensor, "B N"], Int64[Tensor, "B"] | None]:
-        """Some rows side by side, padded on the right, and their lengths: None when there is no padding."""
-        lengths = self.lengths[rows]
-        shortest, width = (int(size) for size in lengths.aminmax())
-        index = self.starts[rows, None] + torch.arange(width)
-        if shortest == width:
-            return self.flat[index], None
-        padding = torch.arange(width) >= lengths[:, None]
-        return self.flat[index.clamp_(max=len(self.flat) - 1)].masked_fill_(padding, PAD), lengths
 
 
 @dataclass(frozen=True)
@@ -72,41 +46,109 @@ class Examples:
         truncate: bool = False,
         byte_share: float = 0.0,
         seed: int = 0,
+        folder: Path | None = None,
     ) -> "Examples":
         """Tokenise a split of a source.
 
         limit: of tokens on either side; what is longer is cut with `truncate`, and else a DataError.
-        byte_share: the share of examples that is added a second time with one letter spelled by bytes.
+        byte_share: the share of examples that is added a second time with one token spelled by bytes.
+        folder: where tokens are kept, so that memory does not grow with them; `open` finds them there again.
         Raises DataError when the split is empty.
         """
-        pairs = list(source.pairs(split))
-        if not pairs:
+        count = source.check(split)
+        if not count:
             raise DataError(f"the split {split!r} is empty: there is nothing to learn from")
-        texts, answers = zip(*pairs, strict=True)
-        rows = check_lengths(texts, source_tokenizer.encode(texts), limit, truncate)
-        targets = check_lengths(
-            answers, target_tokenizer.encode(answers), limit - 1, truncate
-        )  # begin or end is the last one
-        if source_tokenizer.spells and byte_share:
-            chosen = _draw(len(rows), byte_share, seed)
-            rows += spell_a_letter([rows[i] for i in chosen], source_tokenizer, random.Random(seed))
-            targets += [targets[i] for i in chosen]
-        return cls(Ragged.of(rows), Ragged.of([[BOS, *row, EOS] for row in targets]))
+        sides = (
+            ("source", source_tokenizer, limit),
+            ("target", target_tokenizer, limit - 1),
+        )  # begin or end is the last
+        writers = {
+            side: Writer(None if folder is None else folder / f"{split}.{side}", tokenizer.dtype)
+            for side, tokenizer, _ in sides
+        }
+        again = _Again(
+            source_tokenizer, _draw(count, byte_share if source_tokenizer.spells else 0.0, seed), seed, limit
+        )
+        first = 0
+        for block in source.blocks(split):
+            rows = []
+            for (side, tokenizer, most), texts in zip(sides, block, strict=True):
+                if not tokenizer.spells:
+                    tokenizer.check(texts)
+                packed, longest = tokenizer.pack(texts), most * tokenizer.dtype.itemsize
+                if max(map(len, packed)) > longest:
+                    packed = _cut(source, split, first, side, packed, tokenizer, most, truncate)
+                rows.append(packed)
+            ends = [np.array([token], dtype=target_tokenizer.dtype).tobytes() for token in (BOS, EOS)]
+            rows[1] = [ends[0] + row + ends[1] for row in rows[1]]
+            writers["source"].add(rows[0])
+            writers["target"].add(rows[1])
+            again.note(first, *rows)
+            first += len(rows[0])
+        writers["source"].add(again.sources)
+        writers["target"].add(again.targets)
+        return cls(writers["source"].finish(), writers["target"].finish())
+
+    @classmethod
+    def open(cls, folder: Path, split: Split) -> "Examples | None":
+        """What `read` left in a folder, None where it did not come to its end."""
+        sides = [Ragged.open(folder / f"{split}.{side}") for side in ("source", "target")]
+        return None if sides[0] is None or sides[1] is None else cls(sides[0], sides[1])
+
+
+def _cut(
+    source: Source,
+    split: Split,
+    first: int,
+    side: str,
+    rows: list[bytes],
+    tokenizer: Tokenizer,
+    most: int,
+    truncate: bool,
+) -> list[bytes]:
+    """Rows of a block, none longer than `most` tokens; raises DataError without `truncate`."""
+    width = tokenizer.dtype.itemsize
+    if not truncate:
+        i = next(i for i, row in enumerate(rows) if len(row) > most * width)
+        raise DataError(
+            f"{source.where(split, first + i, side)}: the {side} has {len(rows[i]) // width} tokens, the model reads "
+            f"{most}: shorten it, raise model.max_length, or set data.truncate=true"
+        )
+    return [row[: most * width] for row in rows]
+
+
+class _Again:
+    """The examples that are added a second time, with one token spelled by bytes."""
+
+    def __init__(self, tokenizer: Tokenizer, chosen: Sequence[int], seed: int, limit: int) -> None:
+        self.tokenizer, self.generator, self.limit = tokenizer, random.Random(seed), limit
+        self.sources: list[bytes] = []
+        self.targets: list[bytes] = []
+        self._chosen = iter(chosen)
+        self._next = next(self._chosen, None)
+
+    def note(self, first: int, sources: Sequence[bytes], targets: Sequence[bytes]) -> None:
+        """Take what was chosen from rows that begin with number `first`."""
+        while self._next is not None and self._next < first + len(sources):
+            i, dtype = self._next - first, self.tokenizer.dtype
+            row = np.frombuffer(sources[i], dtype=dtype).tolist()
+            spelled = spell_a_token(row, self.tokenizer, self.generator)
+            kept = spelled if len(spelled) <= self.limit else row
+            self.sources.append(np.array(kept, dtype=dtype).tobytes())
+            self.targets.append(targets[i])
+            self._next = next(self._chosen, None)
 
 
 def _draw(count: int, share: float, seed: int) -> list[int]:
     return sorted(random.Random(seed + 1).sample(range(count), round(count * share)))
 
 
-def spell_a_letter(rows: Sequence[list[int]], letters: Tokenizer, generator: random.Random) -> list[list[int]]:
-    """Each row with one of its letters spelled by bytes: its own, or those of a stranger."""
-    spelled = []
-    for row in rows:
-        place = generator.randrange(len(row))
-        own = generator.random() < 0.5
-        character = letters.decode(row[place : place + 1]) if own else _stranger(generator)
-        spelled.append(row[:place] + letters.spell(character) + row[place + 1 :])
-    return spelled
+def spell_a_token(row: list[int], tokenizer: Tokenizer, generator: random.Random) -> list[int]:
+    """The row with one of its tokens spelled by bytes: its own, or those of a stranger."""
+    place = generator.randrange(len(row))
+    own = generator.random() < 0.5
+    instead = tokenizer.spell_token(row[place]) if own else tokenizer.spell(_stranger(generator))
+    return row[:place] + instead + row[place + 1 :]
 
 
 def _stranger(generator: random.Random) -> str:

@@ -1,13 +1,14 @@
 """Where pairs of texts come from: a source gives (source text, target text) pairs for each split.
 
-A new kind of source (tab-separated files, parallel files) defines `pairs` and is added to `SOURCES`; what is derived
-from the pairs is written once, in `Source`.
+A new kind of source defines `pairs` and is added to `SOURCES`; what is derived from the pairs is written once, in `Source`.
+People's own files are in `files`.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from typing import ClassVar, Literal, get_args
 
 from clearhead.errors import InputError, extra, nearest
@@ -17,11 +18,30 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Source(ABC):
-    """Pairs of texts, in three splits."""
+    """Pairs of texts, in up to three splits."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Those that there are."""
+        return SPLITS
 
     @abstractmethod
     def pairs(self, split: Split) -> Iterator[tuple[str, str]]:
         """The (source text, target text) pairs of a split, always in the same order."""
+
+    def check(self, split: Split) -> int:
+        """How many pairs a split has; raises DataError where one of them cannot be learnt from."""
+        return sum(1 for _ in self.pairs(split))
+
+    def blocks(self, split: Split, rows: int = 10_000) -> Iterator[tuple[list[str], list[str]]]:
+        """The pairs as lists of sources and targets, so many at a time."""
+        pairs = self.pairs(split)
+        while block := list(islice(pairs, rows)):
+            yield [source for source, _ in block], [target for _, target in block]
+
+    def where(self, split: Split, number: int, side: str = "source") -> str:
+        """Where a pair stands, counted from 0."""
+        return f"line {number + 1}"
 
     def references(self, split: Split) -> dict[str, list[str]]:
         """Every source text of a split with all its right answers: what a prediction is compared with."""

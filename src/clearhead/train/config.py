@@ -46,17 +46,73 @@ class Duration(Section):
         return f"{self.amount:g} {self.unit[:-1] if self.amount == 1 else self.unit}"
 
 
+class Tokens(Section):
+    """How texts become tokens; see `clearhead.data.Tokenizer`."""
+
+    kind: Literal["bpe", "bytes", "characters", "symbols", "unigram", "words"] = "bpe"
+    size: Count = 8000
+    """Tokens of the vocabulary at most."""
+    joint: bool = False
+    """One vocabulary for both sides."""
+
+    @classmethod
+    def named(cls, value: Any) -> Any:
+        """Read "characters" as {kind: characters}."""
+        return {"kind": value} if isinstance(value, str) else value
+
+
+OfSide = Annotated[Tokens | None, BeforeValidator(Tokens.named)]
+
+
+def _files(value: Any) -> Any:
+    """Read "a,b" as two files."""
+    if isinstance(value, str):
+        value = tuple(part.strip() for part in value.split(","))
+    if isinstance(value, (list, tuple)) and not (1 <= len(value) <= 2 and all(value)):
+        raise ValueError("one file of pairs is needed, or two parallel files with a comma between")
+    return value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_files)] | None
+Column = Annotated[int, Field(strict=True, ge=1)] | Annotated[str, Field(min_length=1)] | None
+
+
 class Data(Section):
     """What is learnt from, and how it is cut into batches."""
 
-    source: str = "cmudict"
-    lowercase: bool = True
+    source: str | None = None
+    """What is built in and learnt from: "cmudict"; None: files."""
+    train: Paths = None
+    """A TSV, CSV, JSONL or Parquet file of pairs, or two parallel files of lines; so are `valid` and `test`."""
+    valid: Paths = None
+    test: Paths = None
+    source_column: Column = None
+    """By name, or by number from 1; None: what can only be meant. So is `target_column`."""
+    target_column: Column = None
+    tokenizer: Annotated[Tokens, BeforeValidator(Tokens.named)] = Tokens()
+    source_tokenizer: OfSide = None
+    """Where this side differs; so does `target_tokenizer`."""
+    target_tokenizer: OfSide = None
+    tokenizer_lines: Count = 200_000
+    """Pairs that vocabularies are made from at most, at equal distances in `train`."""
+    lowercase: bool = False
+    """The case of sources is ignored."""
     truncate: bool = False
     """Cut what is longer than the model reads, instead of refusing it."""
     byte_share: Fraction = 0.02
-    """The share of examples that is added a second time with one letter spelled by bytes."""
+    """The share of examples that is added a second time with one token spelled by bytes."""
     batch_tokens: Count = 4096
     """Tokens in a batch, source and target, padding included."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Data":
+        if self.source is not None and self.train is not None:
+            raise ValueError(f"source ({self.source}) and train exclude each other: set source=null")
+        if self.tokenizer.joint and (self.source_tokenizer or self.target_tokenizer):
+            raise ValueError("a joint tokenizer has no sides: source_tokenizer and target_tokenizer must be null")
+        if any(side and side.joint for side in (self.source_tokenizer, self.target_tokenizer)):
+            raise ValueError("joint belongs to data.tokenizer, which is of both sides")
+        return self
 
 
 class Network(Section):
@@ -76,6 +132,8 @@ class Network(Section):
     """Who may attend to whom in the encoder, as in "window(8)"; None: everyone. The decoder is causal."""
     max_length: Count = 64
     """Tokens that the model reads or writes at most."""
+    share_embeddings: bool = False
+    """One table of embeddings for both sides, which needs a joint tokenizer."""
     dropout: Fraction = 0.1
     attention_dropout: Fraction = 0.0
 

@@ -1,0 +1,390 @@
+"""Files of pairs, line by line: what each line holds, and what is wrong with it.
+
+This is where mistakes get their line: libraries that read such files fill in what is missing, skip what is empty, and name
+no line for what is not UTF-8. Everything goes by blocks, so that memory does not depend on the file.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clearhead.data.lines import Problem, lines
+from clearhead.errors import DataError, extra, nearest
+
+FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+NAMES = (
+    ("source", "target"),
+    ("src", "tgt"),
+    ("input", "output"),
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("article", "summary"),
+    ("text", "summary"),
+    ("dialogue", "summary"),
+)
+"""Names of columns that are understood without being asked for, (source, target)."""
+
+
+@dataclass
+class Block:
+    """Some pairs that follow each other, the line of each, and what was wrong with lines that gave none."""
+
+    lines: Sequence[int]
+    sources: list[str]
+    targets: list[str]
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Columns(NamedTuple):
+    """Which columns hold source and target: their names, or their numbers from 1; None: what can only be meant."""
+
+    source: str | int | None = None
+    target: str | int | None = None
+
+
+ANY = Columns()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file of columns is laid out: all its columns, those of source and target from 0, and whether a first line
+    names them."""
+
+    names: tuple[str, ...]
+    source: int
+    target: int
+    header: bool
+
+
+EMPTY = "empty lines"
+_ROWS = 10_000
+
+
+def kind_of(files: Sequence[str]) -> str:
+    """The format: "tsv", "csv", "jsonl", "parquet", or "text" for two parallel files; raises DataError for others."""
+    if len(files) == 2:
+        return "text"
+    if len(files) != 1:
+        raise DataError(f"{', '.join(files)}: give one file of pairs, or two parallel files with a comma between")
+    suffix = Path(files[0].removesuffix(".gz")).suffix.lower()
+    if suffix not in FORMATS:
+        raise DataError(
+            f"{files[0]}: a file of pairs ends in {', '.join(FORMATS)}, each also with .gz; two parallel files of lines "
+            "are written with a comma between, such as train.en,train.de"
+        )
+    return FORMATS[suffix]
+
+
+def blocks(files: Sequence[str], columns: Columns = ANY) -> Iterator[Block]:
+    """All pairs of a file, or of two parallel files, with their lines and their problems.
+
+    Raises DataError for what makes lines meaningless: a file that is missing or empty, or a column that is not there.
+    """
+    kind = kind_of(files)
+    if kind == "text":
+        return _parallel(*files)
+    if kind == "parquet":
+        return _parquet(files[0], columns)
+    return {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}[kind](files[0], columns)
+
+
+def layout(files: Sequence[str], columns: Columns = ANY) -> Layout:
+    """How the first line says that a TSV, CSV or Parquet file is laid out; raises DataError as `blocks`."""
+    kind, file = kind_of(files), files[0]
+    if kind == "parquet":
+        return _named(file, None, tuple(_opened_parquet(file).schema_arrow.names), columns)
+    if kind == "tsv":
+        first = next(lines(file)).texts[0].split("\t")
+    else:
+        first = next(csv.reader(_with_ends(file, []), strict=True))
+    return _laid_out(file, first, columns)
+
+
+def _laid_out(file: str, first: Sequence[str], columns: Columns) -> Layout:
+    """From the cells of a first line, which may be names or already a pair."""
+    wanted = [column for column in columns if isinstance(column, str)]
+    pair = next((pair for pair in NAMES if set(pair) <= {cell.strip().lower() for cell in first}), None)
+    header = bool(wanted) or (pair is not None and columns == ANY)
+    names = tuple(cell.strip() if header else str(number) for number, cell in enumerate(first, start=1))
+    return _named(file, 1, names, columns, header)
+
+
+def _named(file: str, line: int | None, names: tuple[str, ...], columns: Columns, header: bool = True) -> Layout:
+    """Which of the columns of these names hold source and target."""
+    lower = [name.lower() for name in names]
+    known = next((pair for pair in NAMES if set(pair) <= set(lower)), None)
+    places = []
+    for side, column in enumerate(columns):
+        key = f"data.{('source', 'target')[side]}_column"
+        if column is None and known and header:
+            places.append(lower.index(known[side]))
+        elif column is None and len(names) == 2:
+            places.append(side)
+        elif column is None:
+            raise DataError(
+                f"{file}{'' if line is None else f':{line}'}: {_count(len(names), 'column')}, and a pair has 2"
+                f"{' (' + ', '.join(names) + ')' if header else ''}; say which by {key}"
+            )
+        else:
+            places.append(_place(file, names, column, key))
+    if places[0] == places[1]:
+        other = "data.target_column" if columns.target is None else "data.source_column"
+        raise DataError(f"{file}: source and target are both column {names[places[0]]!r}: set {other} too")
+    return Layout(names, places[0], places[1], header)
+
+
+def _place(file: str, names: Sequence[str], column: str | int, key: str) -> int:
+    if isinstance(column, int):
+        if not 1 <= column <= len(names):
+            raise DataError(f"{file}: {key} is {column}, and there are {_count(len(names), 'column')}")
+        return column - 1
+    if column not in names:
+        raise DataError(f"{file}: there is no column {column!r}, which {key} names{nearest(column, names)}")
+    return list(names).index(column)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _tsv(file: str, columns: Columns) -> Iterator[Block]:
+    form: Layout | None = None
+    for first, texts, problems in lines(file):
+        skipped = 0
+        if form is None:
+            form = _laid_out(file, texts[0].split("\t"), columns)
+            skipped = int(form.header)
+        cells = [text.split("\t") for text in texts[skipped:]]
+        yield _of_cells(file, form, range(first + skipped, first + len(texts)), cells, problems)
+
+
+def _csv(file: str, columns: Columns) -> Iterator[Block]:
+    problems: list[Problem] = []
+    form: Layout | None = None
+    reader = csv.reader(_with_ends(file, problems), strict=True)
+    ended = False
+    while not ended:
+        where, cells = [], []
+        try:
+            while len(cells) < _ROWS:
+                line = reader.line_num + 1
+                cells.append(next(reader))
+                where.append(line)
+        except StopIteration:
+            ended = True
+        except csv.Error as error:  # what follows cannot be told apart any more
+            problems.append(Problem(file, reader.line_num, "lines that are not CSV", f"not CSV: {error}"))
+            ended = True
+        if form is None and cells:
+            form = _laid_out(file, cells[0], columns)
+            where, cells = where[form.header :], cells[form.header :]
+        if form is None:
+            raise DataError(str(problems[0]))
+        yield _of_cells(file, form, where, cells, problems)
+        problems.clear()
+
+
+def _with_ends(file: str, problems: list[Problem]) -> Iterator[str]:
+    for block in lines(file, keep_ends=True):
+        problems += block.problems
+        yield from block.texts
+
+
+def _of_cells(
+    file: str, form: Layout, where: Sequence[int], cells: list[list[str]], problems: Sequence[Problem]
+) -> Block:
+    """The pairs of lines that were cut into cells."""
+    found, width = Problems(problems), len(form.names)
+    if found or any(len(row) != width for row in cells):
+        pairs = [(line, row) for line, row in zip(where, cells, strict=True) if line not in found.lines]
+        for line, row in pairs:
+            if not any(row):
+                found.add(file, line, EMPTY, "an empty line; remove it")
+            elif len(row) != width:
+                found.add(
+                    file, line, "lines with another number of columns", f"{_count(len(row), 'column')}, not {width}"
+                )
+        where = [line for line, _ in pairs if line not in found.lines]
+        cells = [row for line, row in pairs if line not in found.lines]
+    return _sound(file, file, where, [row[form.source] for row in cells], [row[form.target] for row in cells], found)
+
+
+def _jsonl(file: str, columns: Columns) -> Iterator[Block]:
+    names: tuple[str, str] | None = None
+    for first, texts, problems in lines(file):
+        found, objects = Problems(problems), {}
+        for line, text in enumerate(texts, start=first):
+            if line not in found.lines and (row := _object(file, line, text, found)) is not None:
+                objects[line] = row
+        if names is None and objects:
+            line, row = next(iter(objects.items()))
+            form = _named(file, line, tuple(row), columns)
+            names = form.names[form.source], form.names[form.target]
+        for line, row in objects.items():
+            for name in names or ():
+                if not isinstance(row.get(name), str):
+                    found.add(file, line, "lines without texts", _no_text(row, name))
+        kept = [line for line in objects if line not in found.lines]
+        sources, targets = ([objects[line][name] for line in kept] for name in names or ("", ""))
+        yield _sound(file, file, kept, sources, targets, found)
+
+
+def _object(file: str, line: int, text: str, found: "Problems") -> dict[str, Any] | None:
+    if not text.strip():
+        found.add(file, line, EMPTY, "an empty line; remove it")
+        return None
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        found.add(file, line, "lines that are not JSON", f"not JSON: {str(error).partition(':')[0].lower()}")
+        return None
+    if isinstance(row, dict):
+        return row
+    found.add(file, line, "lines that are not JSON", f"a JSON object is needed, not {type(row).__name__}")
+    return None
+
+
+def _no_text(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        return f"there is no {name!r}{nearest(name, row)}"
+    return f"{name!r} is {json.dumps(row[name])[:40]}; a text is needed"
+
+
+def _parquet(file: str, columns: Columns) -> Iterator[Block]:
+    form, first = layout((file,), columns), 1
+    names = [form.names[form.source], form.names[form.target]]
+    for batch in _opened_parquet(file).iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(names))):
+        found = Problems()
+        sources, targets = (batch.column(name).to_pylist() for name in names)
+        for i, pair in enumerate(zip(sources, targets, strict=True)):
+            for name, text in zip(names, pair, strict=True):
+                if not isinstance(text, str):
+                    found.add(
+                        file,
+                        first + i,
+                        "rows without texts",
+                        f"row {first + i}: {name!r} is {text!r}; a text is needed",
+                    )
+        kept = [i for i in range(len(sources)) if first + i not in found.lines]
+        where = [first + i for i in kept]
+        yield _sound(file, file, where, [sources[i] for i in kept], [targets[i] for i in kept], found)
+        first += len(batch)
+
+
+def _opened_parquet(file: str) -> Any:
+    parquet = extra("pyarrow.parquet", "train")
+    try:
+        return parquet.ParquetFile(file)
+    except OSError as error:
+        raise DataError(f"{file}: {(error.strerror or str(error)).lower()}") from None
+    except Exception as error:  # pyarrow's own
+        raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _parallel(source: str, target: str) -> Iterator[Block]:
+    """Two files side by side. Where one ends before the other, the lines that are left over are one problem."""
+    ours, theirs = _Ahead(source), _Ahead(target)
+    number = 1
+    while ours.more() and theirs.more():
+        count = min(len(ours.texts), len(theirs.texts))
+        found = Problems([*ours.taken_problems(number + count), *theirs.taken_problems(number + count)])
+        texts, answers = ours.take(count), theirs.take(count)
+        where: Sequence[int] = range(number, number + count)
+        if found:
+            kept = [i for i in range(count) if number + i not in found.lines]
+            where, texts, answers = [number + i for i in kept], [texts[i] for i in kept], [answers[i] for i in kept]
+        yield _sound(source, target, where, texts, answers, found)
+        number += count
+    longer, shorter = (source, target) if ours.more() else (target, source)
+    if ours.more() or theirs.more():
+        message = f"{shorter} ends after {_count(number - 1, 'line')}; parallel files have as many lines"
+        yield Block([], [], [], [Problem(longer, number, "lines without a partner", message)])
+
+
+class _Ahead:
+    """The lines of a file that were read and not yet taken."""
+
+    def __init__(self, file: str) -> None:
+        self._blocks = lines(file)
+        self.texts: list[str] = []
+        self.problems: list[Problem] = []
+
+    def more(self) -> bool:
+        """Is there a line left?"""
+        while not self.texts:
+            block = next(self._blocks, None)
+            if block is None:
+                return False
+            self.texts, self.problems = block.texts, [*self.problems, *block.problems]
+        return True
+
+    def take(self, count: int) -> list[str]:
+        taken, self.texts = self.texts[:count], self.texts[count:]
+        return taken
+
+    def taken_problems(self, until: int) -> list[Problem]:
+        taken = [problem for problem in self.problems if problem.line is not None and problem.line < until]
+        self.problems = self.problems[len(taken) :]
+        return taken
+
+
+class Problems:
+    """The problems of a block, and which lines have one."""
+
+    def __init__(self, known: Sequence[Problem] = ()) -> None:
+        self.all, self.lines = list(known), {problem.line for problem in known}
+
+    def __bool__(self) -> bool:
+        return bool(self.all)
+
+    def add(self, file: str, line: int, kind: str, message: str) -> None:
+        """Note the first problem of a line."""
+        if line not in self.lines:
+            self.all.append(Problem(file, line, kind, message))
+            self.lines.add(line)
+
+
+def _sound(
+    file: str, other: str, where: Sequence[int], sources: list[str], targets: list[str], found: Problems
+) -> Block:
+    """The pairs that can be learnt from. file, other: where the sources and the targets are."""
+    if not (_suspicious(sources) or _suspicious(targets)):
+        return Block(where, sources, targets, found.all)
+    for line, source, target in zip(where, sources, targets, strict=True):
+        for place, side, text in ((file, "source", source), (other, "target", target)):
+            if why := _refused(text):
+                kind, message = why
+                found.add(place, line, kind, f"the {side} {message}" if file == other else message)
+    kept = [i for i, line in enumerate(where) if line not in found.lines]
+    return Block([where[i] for i in kept], [sources[i] for i in kept], [targets[i] for i in kept], found.all)
+
+
+def _suspicious(texts: list[str]) -> bool:
+    """May one of the texts be refused? Most blocks hold none, and to ask all at once is quicker than to ask each."""
+    joined = "\n".join(texts)
+    if "\0" in joined or "\r" in joined or not all(map(str.strip, texts)):
+        return True
+    try:
+        joined.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _refused(text: str) -> tuple[str, str] | None:
+    """What no training can use, and what to do about it."""
+    if not text.strip():
+        return EMPTY, "is empty; remove the line"
+    if "\0" in text:
+        return "lines with NUL characters", "holds a NUL character; remove it"
+    if "\r" in text:
+        return "lines with carriage returns", "holds a carriage return; remove it"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        return "lines with halves of characters", f"holds {half}, half of a surrogate pair; no text holds it"
+    return None
