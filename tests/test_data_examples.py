@@ -56,7 +56,7 @@ def test_spelling_reaches_every_byte_of_utf_8_and_keeps_half_of_the_letters():
 
 
 def test_what_is_too_long_is_refused_or_cut():
-    with pytest.raises(DataError, match=r"line 2: 'abcdef' has 6 tokens, the model reads 4: shorten or truncate it"):
+    with pytest.raises(DataError, match=r"text 2: 'abcdef' has 6 tokens, the model reads 4: shorten or truncate it"):
         check_lengths(["ab", "abcdef"], LETTERS.encode(["ab", "abcdef"]), 4)
     cut = check_lengths(["ab", "abcdef"], LETTERS.encode(["ab", "abcdef"]), 4, truncate=True)
     assert [LETTERS.decode(row) for row in cut] == ["ab", "abcd"]
@@ -82,12 +82,12 @@ def test_files_are_refused_by_line(content, problem, tmp_path):
     path = tmp_path / "words.txt"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"words\.txt{problem}"):
-        read_lines(path)
+        list(read_lines(path))
 
 
 def test_files_are_read_however_they_were_saved(tmp_path):
     path = tmp_path / "words.txt"
     path.write_bytes("\ufeffété\r\ntwo".encode())
-    assert read_lines(path) == ["été", "two"]
+    assert list(read_lines(path)) == ["été", "two"]
     with pytest.raises(DataError, match=r"none\.txt: no such file"):
-        read_lines(tmp_path / "none.txt")
+        list(read_lines(tmp_path / "none.txt"))

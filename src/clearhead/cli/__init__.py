@@ -5,12 +5,13 @@ Results alone go to standard output. Every mistake is one line on standard error
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
 import clearhead
-from clearhead.cli import measures, models
+from clearhead.cli import data, measures, models
 from clearhead.errors import ClearheadError
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(measures.bench, name="bench")
+app.add_typer(data.data, name="data")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,16 +60,19 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         results = app(arguments, standalone_mode=False)  # what the command returns, or the status it exits with
+        status = results if isinstance(results, int) else _print(results or [])  # some lines are made as they are asked
     except ClearheadError as error:
-        results = _refuse(str(error))
+        status = _refuse(str(error))
     except _UsageError as error:
-        results = _refuse(error.format_message())
+        status = _refuse(error.format_message())
+    except typer.Exit as ended:  # behind the last line of a command that makes them one by one
+        status = ended.exit_code
     except typer.Abort:  # Ctrl-C, in some versions of typer
-        results = 130
-    sys.exit(results if isinstance(results, int) else _print(results or []))
+        status = 130
+    sys.exit(status)
 
 
-def _print(lines: list[str]) -> int:
+def _print(lines: Iterable[str]) -> int:
     try:
         for line in lines:
             print(line)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -20,12 +21,24 @@ Beam = Annotated[
 
 def train(
     task: Annotated[
-        str, typer.Argument(metavar="TASK|CONFIG.yaml", help="A built-in task (g2p), or a configuration file.")
+        str,
+        typer.Argument(
+            metavar="TASK|CONFIG.yaml",
+            help="A built-in task (g2p, or seq2seq on your own files), or a configuration file.",
+        ),
     ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set a key, such as model.layers=4; repeatable."),
     ] = None,
+    learnt: Annotated[
+        str | None,
+        typer.Option(
+            "--train", metavar="FILES", help="Pairs: a TSV, CSV, JSONL or Parquet file, or two parallel files as A,B."
+        ),
+    ] = None,
+    valid: Annotated[str | None, typer.Option("--valid", metavar="FILES", help="Pairs to validate on.")] = None,
+    test: Annotated[str | None, typer.Option("--test", metavar="FILES", help="Pairs to score in the end.")] = None,
     name: Annotated[str | None, typer.Option(help="Train into runs/NAME; otherwise NAME is the task.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train for so long, with a schedule that fits.")] = None,
     seed: Annotated[int | None, typer.Option(help="Where all randomness begins.")] = None,
@@ -43,7 +56,7 @@ def train(
     if as_json and not find_learning_rate:
         raise InputError("--json belongs to --find-learning-rate: scores of a training are in its scores.json")
 
-    chosen = [*(settings or [])]
+    chosen = [*(settings or []), *_own_files(train=learnt, valid=valid, test=test)]
     chosen += [] if minutes is None else [f"train.duration={minutes} minutes"]
     chosen += [] if seed is None else [f"seed={seed}"]
     if find_learning_rate:
@@ -57,6 +70,13 @@ def train(
     return []
 
 
+def _own_files(**given: str | None) -> list[str]:
+    """Settings that say which files are learnt from, in the place of what is built in."""
+    files = {split: paths for split, paths in given.items() if paths is not None}
+    settings = [f"data.{split}={json.dumps(paths, ensure_ascii=False)}" for split, paths in files.items()]
+    return ["data.source=null", *settings] if files else []
+
+
 def evaluate(run: Run, as_json: AsJson = False, beam: Beam = None) -> list[str]:
     """Score a model on the whole test split, beside what it compares with."""
     from clearhead.train import evaluate, load, scores
@@ -68,34 +88,39 @@ def evaluate(run: Run, as_json: AsJson = False, beam: Beam = None) -> list[str]:
 
 def predict(
     run: Run,
-    words: Annotated[list[str] | None, typer.Argument(help="None: one a line from --file or standard input.")] = None,
-    files: Annotated[list[Path] | None, typer.Option("--file", help="Words, one a line; repeatable.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Source texts. None: one a line from --file or standard input.")
+    ] = None,
+    files: Annotated[
+        list[str] | None, typer.Option("--file", help="Source texts, one a line; - is standard input; repeatable.")
+    ] = None,
     beam: Beam = None,
-    n_best: Annotated[int | None, typer.Option(min=1, help="So many for each word, with tabs between.")] = None,
+    n_best: Annotated[int | None, typer.Option(min=1, help="So many for each text, with tabs between.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with scores.")] = False,
-    heatmap: Annotated[Path | None, typer.Option(help="Draw what the phonemes attend to, for one word.")] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut words longer than the model reads.")] = False,
-) -> list[str]:
-    """Pronounce words: one line each, in their order."""
+    heatmap: Annotated[Path | None, typer.Option(help="Draw what the target attends to, for one text.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts longer than the model reads.")] = False,
+) -> Iterator[str]:
+    """Turn source texts into targets: one line each, in their order, in memory that does not grow."""
+    from clearhead.data import SourceTexts
     from clearhead.train import load
     from clearhead.train.report import draw
 
-    asked = _words(words or [], files or [])
-    if heatmap and len(asked) != 1:
-        raise InputError(f"--heatmap draws one word, not {len(asked)}")
+    asked = SourceTexts(texts or [], files or ([] if texts else ["-"]))
+    if heatmap and (len(texts or []) != 1 or files):
+        raise InputError(f"--heatmap draws one text, not {'those of files' if files else len(texts or [])}")
     model = load(run)
-    if strange := model.unfamiliar(asked):
-        print(f"never seen in training, and read as bytes: {' '.join(strange)}", file=sys.stderr)
-    found = model.predict(asked, beam=beam, n_best=n_best or 1, truncate=truncate)
-    if heatmap:
-        draw(model, asked[0], heatmap)
-    if as_json:
-        rows = [
-            {"source": word, "predictions": [asdict(one) for one in best]}
-            for word, best in zip(asked, found, strict=True)
-        ]
-        return [json.dumps(row, ensure_ascii=False) for row in rows]
-    return ["\t".join(one.text for one in best) for best in found]
+    if heatmap and texts:
+        draw(model, texts[0], heatmap)
+    found = model.predict_each(asked, beam=beam, n_best=n_best or 1, truncate=truncate, unfamiliar=_say_unfamiliar)
+    for text, best in found:
+        if as_json:
+            yield json.dumps({"source": text, "predictions": [asdict(one) for one in best]}, ensure_ascii=False)
+        else:
+            yield "\t".join(one.text for one in best)
+
+
+def _say_unfamiliar(strange: list[str]) -> None:
+    print(f"never seen in training, and read as bytes: {' '.join(strange)}", file=sys.stderr)
 
 
 def inspect(
@@ -165,12 +190,3 @@ def demo(
     if as_json:
         return [json.dumps(told.record(), allow_nan=False)]
     return [*told.lines(shutil.get_terminal_size().columns), "", f"written to {folder}: collapse.png, collapse.json"]
-
-
-def _words(words: list[str], files: list[Path]) -> list[str]:
-    from clearhead.data import read_lines
-    from clearhead.data.checks import decode_lines
-
-    if words or files:
-        return [*words, *(line for file in files for line in read_lines(file))]
-    return decode_lines(sys.stdin.buffer, "standard input")

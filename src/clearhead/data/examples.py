@@ -1,12 +1,14 @@
 """The pairs of a split as numbers: tokenised once, kept flat, gathered by row without a loop.
 
-Where there is a folder, tokens are kept in files, of 2 bytes each (4, where a vocabulary has more than 65,536), that are
-mapped into memory and never read as a whole; memory then holds 24 bytes a pair: where each row begins, and its length.
+Where there is a folder, tokens are kept in files, of 2 bytes each (4, where a vocabulary has more than 65,536), that
+are mapped into memory and never read as a whole; memory then holds 24 bytes a pair: where each row begins, and its
+length.
 
-**Bytes must be trained.** What training never saw is spelled by bytes whose embeddings would then be noise. So a share of
-the examples is added a second time with one token spelled by bytes: half of the time its own bytes (a byte means its
-character), half of the time those of another, random character (a stranger: pronounce the word from its other letters).
-They are part of the data, drawn once from the seed: lengths, and so batches, stay the same in every epoch.
+**Bytes must be trained.** What training never saw is spelled by bytes whose embeddings would then be noise. So a
+share of the examples is added a second time with one token spelled by bytes: half of the time its own bytes (a byte
+means its character), half of the time those of another, random character (a stranger: pronounce the word from its
+other letters). They are part of the data, drawn once from the seed: lengths, and so batches, stay the same in every
+epoch.
 """
 
 import random
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from clearhead.data.ragged import Ragged, Writer
 from clearhead.data.sources import Source, Split
 from clearhead.data.tokens import BOS, EOS, Tokenizer

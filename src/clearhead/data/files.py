@@ -15,15 +15,15 @@ from clearhead.errors import DataError, InputError, extra
 class Files(Source):
     """The pairs of files, a file or two parallel ones for each split.
 
-    files: for each split the path of a TSV, CSV, JSONL or Parquet file, or of two files whose lines belong together; each
-    may be gzipped. columns: which columns hold source and target, by name or by number from 1; None: what can only be
-    meant.
+    files: for each split the path of a TSV, CSV, JSONL or Parquet file, or of two files whose lines belong together;
+    each may be gzipped. columns: which columns hold source and target, by name or by number from 1; None: what can
+    only be meant.
 
     Nothing is kept in memory: each time the files are read as a stream.
     """
 
-    def __init__(self, files: Mapping[Split, Sequence[str]], columns: Columns = ANY) -> None:
-        self.files = {split: tuple(files[split]) for split in SPLITS if files.get(split)}
+    def __init__(self, files: Mapping[Split, Sequence[str] | None], columns: Columns = ANY) -> None:
+        self.files = {split: tuple(paths) for split in SPLITS if (paths := files.get(split))}
         self.columns = columns
         self._counts: dict[Split, int] = {}
 

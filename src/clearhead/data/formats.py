@@ -1,7 +1,7 @@
 """Files of pairs, line by line: what each line holds, and what is wrong with it.
 
-This is where mistakes get their line: libraries that read such files fill in what is missing, skip what is empty, and name
-no line for what is not UTF-8. Everything goes by blocks, so that memory does not depend on the file.
+This is where mistakes get their line: libraries that read such files fill in what is missing, skip what is empty, and
+name no line for what is not UTF-8. Everything goes by blocks, so that memory does not depend on the file.
 """
 
 import csv
@@ -72,8 +72,8 @@ def kind_of(files: Sequence[str]) -> str:
     suffix = Path(files[0].removesuffix(".gz")).suffix.lower()
     if suffix not in FORMATS:
         raise DataError(
-            f"{files[0]}: a file of pairs ends in {', '.join(FORMATS)}, each also with .gz; two parallel files of lines "
-            "are written with a comma between, such as train.en,train.de"
+            f"{files[0]}: a file of pairs ends in {', '.join(FORMATS)}, each also with .gz; two parallel files of "
+            "lines are written with a comma between, such as train.en,train.de"
         )
     return FORMATS[suffix]
 
@@ -167,7 +167,8 @@ def _csv(file: str, columns: Columns) -> Iterator[Block]:
     reader = csv.reader(_with_ends(file, problems), strict=True)
     ended = False
     while not ended:
-        where, cells = [], []
+        where: list[int] = []
+        cells: list[list[str]] = []
         try:
             while len(cells) < _ROWS:
                 line = reader.line_num + 1

@@ -1,7 +1,7 @@
 """Where pairs of texts come from: a source gives (source text, target text) pairs for each split.
 
-A new kind of source defines `pairs` and is added to `SOURCES`; what is derived from the pairs is written once, in `Source`.
-People's own files are in `files`.
+A new kind of source defines `pairs` and is added to `SOURCES`; what is derived from the pairs is written once, in
+`Source`. People's own files are in `files`.
 """
 
 import hashlib

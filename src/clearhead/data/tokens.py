@@ -6,6 +6,7 @@ encoded gives the same text for any text. *Symbols* (phonemes) alone are a close
 The names of the special tokens contain a blank, and are longer than a character: no text can be taken for one of them.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
@@ -68,6 +69,11 @@ class Tokenizer:
     def to_json(self) -> str:
         """The content of a file that `load` reads."""
         return self.backend.to_str(pretty=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """A number that no other tokenizer has."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.vocabulary)

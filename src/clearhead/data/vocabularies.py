@@ -1,9 +1,9 @@
 """Vocabularies made from texts: bytes, characters, byte-pair encoding, unigram, words; and a closed set of symbols.
 
-All but symbols hold every byte, so that any text can be written in them and comes back as it was. In bytes, bpe, unigram
-and words a text is UTF-8 of which each byte is a letter (the byte-level alphabet of GPT-2). It is cut before spaces, and
-between letters, digits and other characters; no token reaches across a cut. The rule of the cuts looks at nothing beyond
-them, so that the tokens of a text are those of its pieces between spaces, one after the other.
+All but symbols hold every byte, so that any text can be written in them and comes back as it was. In bytes, bpe,
+unigram and words a text is UTF-8 of which each byte is a letter (the byte-level alphabet of GPT-2). It is cut before
+spaces, and between letters, digits and other characters; no token reaches across a cut. The rule of the cuts looks at
+nothing beyond them, so that the tokens of a text are those of its pieces between spaces, one after the other.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ Texts = Iterable[str]
 
 
 def _letters_of_bytes() -> tuple[str, ...]:
-    """The character that stands for each byte in GPT-2's alphabet: itself where it can be seen, else one from U+0100."""
+    """What stands for each byte in GPT-2's alphabet: its character where that can be seen, else one from U+0100."""
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return tuple(chr(byte if byte in seen else next(others)) for byte in range(256))

@@ -16,10 +16,11 @@ _HOME = {
     "evaluate": "clearhead.train.scores",
     "load": "clearhead.train.model",
     "read_config": "clearhead.train.settings",
+    "survey": "clearhead.train.surveys",
     "train": "clearhead.train.run",
 }
 
-__all__ = ["Config", "Interrupted", "Model", "evaluate", "load", "read_config", "train"]
+__all__ = ["Config", "Interrupted", "Model", "evaluate", "load", "read_config", "survey", "train"]
 
 if TYPE_CHECKING:
     from clearhead.train.config import Config as Config
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from clearhead.train.run import train as train
     from clearhead.train.scores import evaluate as evaluate
     from clearhead.train.settings import read_config as read_config
+    from clearhead.train.surveys import survey as survey
 
 
 def __getattr__(name: str) -> Any:

@@ -112,7 +112,13 @@ class Data(Section):
             raise ValueError("a joint tokenizer has no sides: source_tokenizer and target_tokenizer must be null")
         if any(side and side.joint for side in (self.source_tokenizer, self.target_tokenizer)):
             raise ValueError("joint belongs to data.tokenizer, which is of both sides")
+        if self.tokenizer.joint and self.lowercase:
+            raise ValueError("a joint tokenizer would lose the case of targets too: lowercase must be false")
         return self
+
+    def tokenizers(self) -> tuple[Tokens, Tokens]:
+        """How sources and targets become tokens."""
+        return self.source_tokenizer or self.tokenizer, self.target_tokenizer or self.tokenizer
 
 
 class Network(Section):
@@ -223,6 +229,24 @@ class Config(Section):
     monitor: Monitoring = Monitoring()
     decode: Decoding = Decoding()
 
+    @model_validator(mode="after")
+    def _can_share(self) -> "Config":
+        if self.model.share_embeddings and not self.data.tokenizer.joint:
+            raise ValueError("model.share_embeddings needs one vocabulary: set data.tokenizer.joint=true")
+        return self
 
-TASKS: dict[str, dict[str, Any]] = {"g2p": {"score": "pronunciation", "model": {"dropout": 0.0, "decoder_layers": 1}}}
-"""What each built-in task sets differently from the defaults."""
+
+TASKS: dict[str, dict[str, Any]] = {
+    "g2p": {
+        "score": "pronunciation",
+        "data": {
+            "source": "cmudict",
+            "source_tokenizer": {"kind": "characters"},
+            "target_tokenizer": {"kind": "symbols"},
+            "lowercase": True,
+        },
+        "model": {"dropout": 0.0, "decoder_layers": 1},
+    },
+    "seq2seq": {"model": {"max_length": 256}},
+}
+"""What each built-in task sets differently from the defaults: g2p pronounces English; seq2seq learns from own files."""

@@ -2,9 +2,11 @@
 
 runs/g2p/
   config.yaml                  all settings, with the version of this layout (`format`)
+  data.json                    which files were learnt from, and how many pairs of each
   source.json, target.json     the tokenizers
   model.safetensors            the weights that predict; there once training has ended
   checkpoints/                 what `--resume` goes on from
+  tokens/                      the pairs as numbers, until training has ended
   metrics.jsonl, tensorboard/  the course of the training
   scores.json, report.html     how good it is, and what it looks at
 """
@@ -34,6 +36,8 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.source = self.path / "source.json"
         self.target = self.path / "target.json"
+        self.data = self.path / "data.json"
+        self.tokens = self.path / "tokens"
         self.model = self.path / "model.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"

@@ -1,10 +1,20 @@
 """What a training learns from: a source of pairs, tokenizers made from it, and its splits as tokens."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-from clearhead.data import Batches, Examples, Source, Tokenizer, open_source
+from clearhead.data import Batches, Examples, Files, Source, Tokenizer, open_source
+from clearhead.data.formats import Columns
+from clearhead.data.sources import SPLITS, Split
+from clearhead.errors import ConfigError, DataError
 from clearhead.train.config import Config, Data
+from clearhead.train.folder import RunFolder, write_text
 
 
 @dataclass(frozen=True)
@@ -19,21 +29,109 @@ class Material:
 
 
 def open_data(data: Data) -> Source:
-    """The pairs that a configuration names."""
-    return open_source(data.source)
+    """The pairs that a configuration names: what is built in, or files."""
+    if data.source is not None:
+        return open_source(data.source)
+    for key in ("train", "valid"):
+        if getattr(data, key) is None:
+            raise ConfigError(f"data.{key}: a file of pairs is needed, or two parallel files: give --{key}")
+    files: dict[Split, tuple[str, ...] | None] = {split: getattr(data, split) for split in SPLITS}
+    return Files(files, Columns(data.source_column, data.target_column))
 
 
-def gather(config: Config, say: Callable[[str], None]) -> Material:
-    """Read, tokenise and count."""
-    source, data, limit = open_data(config.data), config.data, config.model.max_length
-    ours = Tokenizer.characters((text for text, _ in source.pairs("train")), data.lowercase)
-    theirs = Tokenizer.symbols(text for _, text in source.pairs("train"))
-    train = Examples.read(
-        source, "train", ours, theirs, limit=limit, truncate=data.truncate, byte_share=data.byte_share, seed=config.seed
-    )
-    valid = Examples.read(source, "valid", ours, theirs, limit=limit, truncate=data.truncate)
-    batches = Batches(train, data.batch_tokens)
+def gather(config: Config, run: RunFolder, say: Callable[[str], None], along: bool = False) -> Material:
+    """Check, tokenise and count, and leave the tokens in the run folder; or find there what an earlier start left.
+
+    along: beside the process that writes into the folder. Raises DataError, with file and line, for what cannot be
+    learnt from, and for a file that is no longer what it was.
+    """
+    source, data = open_data(config.data), config.data
+    if (found := _gathered(source, run)) is None:
+        if not along:
+            run.data.unlink(missing_ok=True)
+        counts = {split: source.check(split) for split in source.splits}
+        tokenizers = _tokenizers(source, data, counts["train"])
+        if not along:
+            run.tokens.mkdir(exist_ok=True)
+            write_text(run.source, tokenizers[0].to_json())
+            write_text(run.target, tokenizers[1].to_json())
+        read = partial(_read, source, config, tokenizers, folder=None if along else run.tokens)
+        train, valid = read("train", byte_share=data.byte_share, seed=config.seed), read("valid")
+        if "test" in source.splits:
+            read("test")  # it is scored when all is done, which is too late to hear that a line is too long
+        if not along:
+            files = {path: fingerprint(path) for path in _files(source)}
+            write_text(run.data, json.dumps({"pairs": counts, "files": files}, indent=2) + "\n")
+        found = Material(source, *tokenizers, train, valid)
+    batches = Batches(found.train, data.batch_tokens)
     say(
-        f"{len(train):,} examples, {batches.tokens:,} tokens in {len(batches):,} batches, {batches.padding:.1%} padding"
+        f"{len(found.train):,} examples, {batches.tokens:,} tokens in {len(batches):,} batches, "
+        f"{batches.padding:.1%} padding"
     )
-    return Material(source, ours, theirs, train, valid)
+    return found
+
+
+def _gathered(source: Source, run: RunFolder) -> Material | None:
+    """What an earlier start of the run has left, None where it did not come so far."""
+    if not run.data.exists():
+        return None
+    for path, known in json.loads(run.data.read_text(encoding="utf-8"))["files"].items():
+        _unchanged(path, known)
+    train, valid = (Examples.open(run.tokens, split) for split in ("train", "valid"))
+    if train is None or valid is None:
+        return None
+    return Material(source, *run.read_tokenizers(), train, valid)
+
+
+def _read(
+    source: Source, config: Config, tokenizers: tuple[Tokenizer, Tokenizer], split: Split, **options: Any
+) -> Examples:
+    return Examples.read(
+        source, split, *tokenizers, limit=config.model.max_length, truncate=config.data.truncate, **options
+    )
+
+
+def _tokenizers(source: Source, data: Data, count: int) -> tuple[Tokenizer, Tokenizer]:
+    """Made from train alone, from lines at equal distances where there are very many."""
+    ours, theirs = data.tokenizers()
+    step = -(-count // data.tokenizer_lines)
+
+    def texts(every: int, *sides: int) -> Iterator[str]:
+        return (pair[side] for pair in islice(source.pairs("train"), 0, None, every) for side in sides)
+
+    if data.tokenizer.joint:
+        both = Tokenizer.train(ours.kind, texts(step, 0, 1), ours.size)
+        return both, both
+    steps = [1 if side.kind == "symbols" else step for side in (ours, theirs)]  # a closed set must be whole
+    return (
+        Tokenizer.train(ours.kind, texts(steps[0], 0), ours.size, data.lowercase),
+        Tokenizer.train(theirs.kind, texts(steps[1], 1), theirs.size),
+    )
+
+
+def _files(source: Source) -> list[str]:
+    return [path for paths in source.files.values() for path in paths] if isinstance(source, Files) else []
+
+
+def fingerprint(path: str) -> dict[str, Any]:
+    """What tells whether a file is still the same."""
+    state = Path(path).stat()
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": digest}
+
+
+def _unchanged(path: str, known: dict[str, Any]) -> None:
+    """Raise DataError where a file is not what it was; a copy with another date is the same."""
+    try:
+        state = Path(path).stat()
+        same = (state.st_size, state.st_mtime_ns) == (known["bytes"], known["modified"])
+        if same or fingerprint(path)["sha256"] == known["sha256"]:
+            return
+    except FileNotFoundError:
+        raise DataError(f"{path} is gone, which the run was started with: put it back, or start another run") from None
+    then, now = f"{known['bytes']:,}", f"{state.st_size:,}"
+    raise DataError(
+        f"{path} has changed since the run was started ({then} bytes then, {now} now): put the old one back, or start "
+        "another run"
+    )

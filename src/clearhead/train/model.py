@@ -1,11 +1,14 @@
 """A trained model: the network with its tokenizers, from source texts to target texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_model, save
 
 from clearhead.data import BOS, EOS, Ragged, Tokenizer
@@ -17,6 +20,7 @@ from clearhead.patterns import parse
 from clearhead.train.config import Config
 from clearhead.train.folder import RunFolder, write_atomically
 
+_BLOCK = 1024
 _BATCH_TOKENS = 16_384  # of all beams together, so that memory does not depend on how much is asked
 
 
@@ -50,6 +54,7 @@ def build(config: Config, source: Tokenizer, target: Tokenizer) -> Seq2Seq:
         max_length=network.max_length,
         dropout=network.dropout,
         attention_dropout=network.attention_dropout,
+        share_embeddings=network.share_embeddings,
     )
 
 
@@ -63,6 +68,33 @@ class Model:
     def __init__(self, module: Seq2Seq, source: Tokenizer, target: Tokenizer, config: Config) -> None:
         self.module, self.config = module.eval(), config
         self.source_tokenizer, self.target_tokenizer = source, target
+
+    def predict_each(
+        self,
+        texts: Iterable[str],
+        *,
+        beam: int | None = None,
+        n_best: int = 1,
+        truncate: bool = False,
+        unfamiliar: Callable[[list[str]], None] | None = None,
+    ) -> Iterator[tuple[str, list[Prediction]]]:
+        """Each text with its `n_best` predictions, in their order, in memory that does not grow with their number.
+
+        unfamiliar: is told what training never saw, once. Other arguments are as for `predict`.
+        """
+        known: set[str] = set()
+        place = getattr(texts, "where", None)
+        stream, first = iter(texts), 0
+        while block := list(islice(stream, _BLOCK)):
+            strange = [part for part in self.unfamiliar(block) if part not in known]
+            if strange and unfamiliar:
+                unfamiliar(strange)
+            known.update(strange[: _BLOCK - len(known)])
+            where = place and partial(_from, place, first)
+            yield from zip(block, self._predict(block, beam, n_best, truncate, where), strict=True)
+            first += len(block)
+        if not first:
+            check_texts([])
 
     @overload
     def predict(
@@ -82,16 +114,27 @@ class Model:
         beam: hypotheses that are kept while searching; None: as configured, 1: greedy. At least n_best.
         truncate: cut texts longer than the model reads, instead of raising DataError.
         """
-        beam = max(self.config.decode.beam, n_best or 1) if beam is None else beam
-        if not 1 <= (n_best or 1) <= beam:
+        found = self._predict(texts, beam, n_best or 1, truncate)
+        return [best[0].text for best in found] if n_best is None else found
+
+    def _predict(
+        self,
+        texts: Sequence[str],
+        beam: int | None,
+        n_best: int,
+        truncate: bool,
+        where: Callable[[int], str] | None = None,
+    ) -> list[list[Prediction]]:
+        beam = max(self.config.decode.beam, n_best) if beam is None else beam
+        if not 1 <= n_best <= beam:
             raise InputError(f"n_best is {n_best} and beam {beam}: 1 <= n_best <= beam is needed")
         check_texts(texts)
-        tokens = check_lengths(texts, self.source_tokenizer.encode(texts), self.config.model.max_length, truncate)
-        found = self._search(Ragged.of(tokens), beam, n_best or 1)
-        if n_best is None:
-            return [self.target_tokenizer.decode(best[0].tokens) for best in found]
+        tokens = self.source_tokenizer.encode(texts)
+        rows = Ragged.of(check_lengths(texts, tokens, self.config.model.max_length, truncate, where))
+        decode = self.target_tokenizer.decode
         return [
-            [Prediction(self.target_tokenizer.decode(h.tokens), h.score, h.finished) for h in best] for best in found
+            [Prediction(decode(one.tokens), one.score, one.finished) for one in best]
+            for best in self._search(rows, beam, n_best)
         ]
 
     def unfamiliar(self, texts: Sequence[str]) -> list[str]:
@@ -143,7 +186,12 @@ class Model:
         weights = {
             name: weight.contiguous() for name, weight in self.module.state_dict().items() if name in once.values()
         }
-        write_atomically(folder.model, lambda file: file.write(save(weights)))
+        made_with = {"source": self.source_tokenizer.digest, "target": self.target_tokenizer.digest}
+        write_atomically(folder.model, lambda file: file.write(save(weights, made_with)))
+
+
+def _from(where: Callable[[int], str], first: int, number: int) -> str:
+    return where(first + number)
 
 
 def load(path: str | Path) -> Model:
@@ -159,10 +207,22 @@ def load(path: str | Path) -> Model:
             f"`clearhead train {config.task} --name {folder.path.name} --resume`"
         )
     source, target = folder.read_tokenizers()
+    try:
+        with safe_open(folder.model, "pt") as file:
+            made_with = file.metadata() or {}
+    except Exception as error:
+        raise _damaged(folder, error) from None
+    for path_of, tokenizer in ((folder.source, source), (folder.target, target)):
+        if made_with.get(path_of.stem, tokenizer.digest) != tokenizer.digest:
+            raise RunError(f"{path_of} is not the tokenizer that this model was trained with, but that of another run")
     module = build(config, source, target)
     try:
         load_model(module, folder.model)
     except Exception as error:  # safetensors raises bare Exceptions, and torch RuntimeError for other shapes
-        problem: Any = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{folder.model} is damaged: {problem}") from None
+        raise _damaged(folder, error) from None
     return Model(module, source, target, config)
+
+
+def _damaged(folder: RunFolder, error: Exception) -> RunError:
+    problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RunError(f"{folder.model} is damaged: {problem}")

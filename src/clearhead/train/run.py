@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -63,9 +64,7 @@ def train(
     else:
         run.create(overwrite)
         run.write_config(config)
-    material = gather(config, say)
-    write_text(run.source, material.source_tokenizer.to_json())
-    write_text(run.target, material.target_tokenizer.to_json())
+    material = gather(config, run, say)
     model = _with_decisions(run, _new(config, material), material.train, say)
     _fit(run, model, material, resume)
     _finish(run, model, material, say)
@@ -80,7 +79,7 @@ def _first() -> bool:
 def _along(run: RunFolder, resume: bool) -> NoReturn:
     """Train as one of the processes that are not the first, which has made the folder and all decisions."""
     config = run.read_config()
-    material = gather(config, lambda _: None)
+    material = gather(config, run, lambda _: None, along=True)
     _fit(run, _new(config, material), material, resume)
     raise SystemExit(0)
 
@@ -195,6 +194,7 @@ def _finish(run: RunFolder, model: Model, material: Material, say: Say) -> None:
     write_text(run.scores, json.dumps(scores, indent=2) + "\n")
     write_report(run, model, material.source, scores)
     model.save(run)  # last: a run folder that holds it is complete
+    shutil.rmtree(run.tokens, ignore_errors=True)
     say(f"{run.path}: {headline(model.config.score, scores)}")
 
 

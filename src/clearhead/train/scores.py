@@ -38,12 +38,15 @@ def scored(model: "Model", chosen: Sequence[Example], beam: int | None = None) -
     return judge_of(model.config.score).judge(sources, predictions, [example.answers for example in chosen])
 
 
-def evaluate(model: "Model", split: Split = "test", beam: int | None = None) -> dict[str, Any]:
+def evaluate(model: "Model", split: Split | None = None, beam: int | None = None) -> dict[str, Any]:
     """Score a model on a whole split of the data it was trained on, as its configuration's `score` says.
 
-    Beside the figures stand the `split` and the `beam`.
+    split: None is the test split, or where there is none that of validation. Beside the figures stand the `split` and
+    the `beam`.
     """
-    chosen = examples(open_data(model.config.data), split, judge_of(model.config.score))
+    source = open_data(model.config.data)
+    split = split or source.splits[-1]
+    chosen = examples(source, split, judge_of(model.config.score))
     return {**scored(model, chosen, beam), "split": split, "beam": beam or model.config.decode.beam}
 
 
