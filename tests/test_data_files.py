@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clearhead.data import Examples, Files, Tokenizer
-from clearhead.data.formats import Columns, blocks
+from clearhead.data.formats import blocks
+from clearhead.data.layouts import Columns
 from clearhead.errors import DataError, InputError
 
 PAIRS = [

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from clearhead.cli import main
 from clearhead.data import Tokenizer
-from clearhead.errors import ConfigError, RunError
+from clearhead.errors import ConfigError, DataError, RunError
 from clearhead.train import load, read_config, train
 from clearhead.train.folder import RunFolder
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = [
     "data.batch_tokens=256", "data.tokenizer.size=300", "model.embed_dim=16", "model.num_heads=2", "model.layers=1",
-    "model.max_length=24", "model.dropout=0", "train.precision=float32", "train.duration=8 steps", "train.evaluations=2",
-    "train.validation_samples=2", "train.average=1", "decode.beam=1",
+    "model.max_length=24", "model.dropout=0", "train.precision=float32", "train.duration=8 steps",
+    "train.evaluations=2", "train.validation_samples=2", "train.average=1", "decode.beam=1",
 ]  # fmt: skip
 NOUNS = ["dog", "cat", "Straße", "犬", "собака", "naïve"]
 VERBS = ["runs", "sleeps", "läuft", "眠る"]
@@ -187,6 +187,23 @@ def test_files_are_needed(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.train: a file of pairs is needed, .*: give --train"):
         train("seq2seq", name="none", runs=tmp_path)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "settings", "said"),
+    [
+        ("a\tb\tc", [], "train.tsv:121: 3 columns, not 2"),
+        ("a " * 20 + "\tb", ["model.max_length=12"], "train.tsv:121: the source has"),
+    ],
+)
+def test_what_is_refused_leaves_no_run(line, settings, said, folder):
+    trained("old", "train.duration=1 steps", "train.evaluations=1", **FILES)
+    with open("train.tsv", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError) as caught:
+        trained("new", *settings, **FILES)
+    assert said in str(caught.value)
+    assert not (folder / "runs/new").exists()
 
 
 def test_a_tokenizer_of_another_run_is_refused(folder):

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clearhead.data.formats import ANY, Block, Columns, blocks, kind_of, layout
+from clearhead.data.formats import Block, blocks, kind_of, layout
+from clearhead.data.layouts import ANY, Columns
 from clearhead.data.sources import SPLITS, Source, Split
 from clearhead.errors import DataError, InputError, extra
 

@@ -9,23 +9,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from clearhead.data.lines import Problem, lines
+from clearhead.data.layouts import ANY, Columns, Layout, counted, laid_out, named
+from clearhead.data.lines import Problem, Problems, lines
 from clearhead.errors import DataError, extra, nearest
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-NAMES = (
-    ("source", "target"),
-    ("src", "tgt"),
-    ("input", "output"),
-    ("document", "summary"),
-    ("article", "highlights"),
-    ("article", "summary"),
-    ("text", "summary"),
-    ("dialogue", "summary"),
-)
-"""Names of columns that are understood without being asked for, (source, target)."""
 
 
 @dataclass
@@ -36,27 +26,6 @@ class Block:
     sources: list[str]
     targets: list[str]
     problems: list[Problem] = field(default_factory=list)
-
-
-class Columns(NamedTuple):
-    """Which columns hold source and target: their names, or their numbers from 1; None: what can only be meant."""
-
-    source: str | int | None = None
-    target: str | int | None = None
-
-
-ANY = Columns()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a file of columns is laid out: all its columns, those of source and target from 0, and whether a first line
-    names them."""
-
-    names: tuple[str, ...]
-    source: int
-    target: int
-    header: bool
 
 
 EMPTY = "empty lines"
@@ -95,59 +64,12 @@ def layout(files: Sequence[str], columns: Columns = ANY) -> Layout:
     """How the first line says that a TSV, CSV or Parquet file is laid out; raises DataError as `blocks`."""
     kind, file = kind_of(files), files[0]
     if kind == "parquet":
-        return _named(file, None, tuple(_opened_parquet(file).schema_arrow.names), columns)
+        return named(file, None, tuple(_opened_parquet(file).schema_arrow.names), columns)
     if kind == "tsv":
         first = next(lines(file)).texts[0].split("\t")
     else:
         first = next(csv.reader(_with_ends(file, []), strict=True))
-    return _laid_out(file, first, columns)
-
-
-def _laid_out(file: str, first: Sequence[str], columns: Columns) -> Layout:
-    """From the cells of a first line, which may be names or already a pair."""
-    wanted = [column for column in columns if isinstance(column, str)]
-    pair = next((pair for pair in NAMES if set(pair) <= {cell.strip().lower() for cell in first}), None)
-    header = bool(wanted) or (pair is not None and columns == ANY)
-    names = tuple(cell.strip() if header else str(number) for number, cell in enumerate(first, start=1))
-    return _named(file, 1, names, columns, header)
-
-
-def _named(file: str, line: int | None, names: tuple[str, ...], columns: Columns, header: bool = True) -> Layout:
-    """Which of the columns of these names hold source and target."""
-    lower = [name.lower() for name in names]
-    known = next((pair for pair in NAMES if set(pair) <= set(lower)), None)
-    places = []
-    for side, column in enumerate(columns):
-        key = f"data.{('source', 'target')[side]}_column"
-        if column is None and known and header:
-            places.append(lower.index(known[side]))
-        elif column is None and len(names) == 2:
-            places.append(side)
-        elif column is None:
-            raise DataError(
-                f"{file}{'' if line is None else f':{line}'}: {_count(len(names), 'column')}, and a pair has 2"
-                f"{' (' + ', '.join(names) + ')' if header else ''}; say which by {key}"
-            )
-        else:
-            places.append(_place(file, names, column, key))
-    if places[0] == places[1]:
-        other = "data.target_column" if columns.target is None else "data.source_column"
-        raise DataError(f"{file}: source and target are both column {names[places[0]]!r}: set {other} too")
-    return Layout(names, places[0], places[1], header)
-
-
-def _place(file: str, names: Sequence[str], column: str | int, key: str) -> int:
-    if isinstance(column, int):
-        if not 1 <= column <= len(names):
-            raise DataError(f"{file}: {key} is {column}, and there are {_count(len(names), 'column')}")
-        return column - 1
-    if column not in names:
-        raise DataError(f"{file}: there is no column {column!r}, which {key} names{nearest(column, names)}")
-    return list(names).index(column)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return laid_out(file, first, columns)
 
 
 def _tsv(file: str, columns: Columns) -> Iterator[Block]:
@@ -155,7 +77,7 @@ def _tsv(file: str, columns: Columns) -> Iterator[Block]:
     for first, texts, problems in lines(file):
         skipped = 0
         if form is None:
-            form = _laid_out(file, texts[0].split("\t"), columns)
+            form = laid_out(file, texts[0].split("\t"), columns)
             skipped = int(form.header)
         cells = [text.split("\t") for text in texts[skipped:]]
         yield _of_cells(file, form, range(first + skipped, first + len(texts)), cells, problems)
@@ -180,7 +102,7 @@ def _csv(file: str, columns: Columns) -> Iterator[Block]:
             problems.append(Problem(file, reader.line_num, "lines that are not CSV", f"not CSV: {error}"))
             ended = True
         if form is None and cells:
-            form = _laid_out(file, cells[0], columns)
+            form = laid_out(file, cells[0], columns)
             where, cells = where[form.header :], cells[form.header :]
         if form is None:
             raise DataError(str(problems[0]))
@@ -206,7 +128,7 @@ def _of_cells(
                 found.add(file, line, EMPTY, "an empty line; remove it")
             elif len(row) != width:
                 found.add(
-                    file, line, "lines with another number of columns", f"{_count(len(row), 'column')}, not {width}"
+                    file, line, "lines with another number of columns", f"{counted(len(row), 'column')}, not {width}"
                 )
         where = [line for line, _ in pairs if line not in found.lines]
         cells = [row for line, row in pairs if line not in found.lines]
@@ -222,7 +144,7 @@ def _jsonl(file: str, columns: Columns) -> Iterator[Block]:
                 objects[line] = row
         if names is None and objects:
             line, row = next(iter(objects.items()))
-            form = _named(file, line, tuple(row), columns)
+            form = named(file, line, tuple(row), columns)
             names = form.names[form.source], form.names[form.target]
         for line, row in objects.items():
             for name in names or ():
@@ -230,7 +152,7 @@ def _jsonl(file: str, columns: Columns) -> Iterator[Block]:
                     found.add(file, line, "lines without texts", _no_text(row, name))
         kept = [line for line in objects if line not in found.lines]
         sources, targets = ([objects[line][name] for line in kept] for name in names or ("", ""))
-        yield _sound(file, file, kept, sources, targets, found)
+        yield _sound(file, file, kept, sources, targets, found, returns=True)
 
 
 def _object(file: str, line: int, text: str, found: "Problems") -> dict[str, Any] | None:
@@ -271,7 +193,7 @@ def _parquet(file: str, columns: Columns) -> Iterator[Block]:
                     )
         kept = [i for i in range(len(sources)) if first + i not in found.lines]
         where = [first + i for i in kept]
-        yield _sound(file, file, where, [sources[i] for i in kept], [targets[i] for i in kept], found)
+        yield _sound(file, file, where, [sources[i] for i in kept], [targets[i] for i in kept], found, returns=True)
         first += len(batch)
 
 
@@ -301,7 +223,7 @@ def _parallel(source: str, target: str) -> Iterator[Block]:
         number += count
     longer, shorter = (source, target) if ours.more() else (target, source)
     if ours.more() or theirs.more():
-        message = f"{shorter} ends after {_count(number - 1, 'line')}; parallel files have as many lines"
+        message = f"{shorter} ends after {counted(number - 1, 'line')}; parallel files have as many lines"
         yield Block([], [], [], [Problem(longer, number, "lines without a partner", message)])
 
 
@@ -332,41 +254,34 @@ class _Ahead:
         return taken
 
 
-class Problems:
-    """The problems of a block, and which lines have one."""
-
-    def __init__(self, known: Sequence[Problem] = ()) -> None:
-        self.all, self.lines = list(known), {problem.line for problem in known}
-
-    def __bool__(self) -> bool:
-        return bool(self.all)
-
-    def add(self, file: str, line: int, kind: str, message: str) -> None:
-        """Note the first problem of a line."""
-        if line not in self.lines:
-            self.all.append(Problem(file, line, kind, message))
-            self.lines.add(line)
-
-
 def _sound(
-    file: str, other: str, where: Sequence[int], sources: list[str], targets: list[str], found: Problems
+    file: str,
+    other: str,
+    where: Sequence[int],
+    sources: list[str],
+    targets: list[str],
+    found: Problems,
+    returns: bool = False,
 ) -> Block:
-    """The pairs that can be learnt from. file, other: where the sources and the targets are."""
-    if not (_suspicious(sources) or _suspicious(targets)):
+    """The pairs that can be learnt from.
+
+    file, other: where the sources and the targets are. returns: carriage returns end no line here, and may be in texts.
+    """
+    if not (_suspicious(sources, returns) or _suspicious(targets, returns)):
         return Block(where, sources, targets, found.all)
     for line, source, target in zip(where, sources, targets, strict=True):
         for place, side, text in ((file, "source", source), (other, "target", target)):
-            if why := _refused(text):
+            if why := _refused(text, returns):
                 kind, message = why
                 found.add(place, line, kind, f"the {side} {message}" if file == other else message)
     kept = [i for i, line in enumerate(where) if line not in found.lines]
     return Block([where[i] for i in kept], [sources[i] for i in kept], [targets[i] for i in kept], found.all)
 
 
-def _suspicious(texts: list[str]) -> bool:
+def _suspicious(texts: list[str], returns: bool) -> bool:
     """May one of the texts be refused? Most blocks hold none, and to ask all at once is quicker than to ask each."""
     joined = "\n".join(texts)
-    if "\0" in joined or "\r" in joined or not all(map(str.strip, texts)):
+    if "\0" in joined or ("\r" in joined and not returns) or not all(map(str.strip, texts)):
         return True
     try:
         joined.encode()
@@ -375,13 +290,13 @@ def _suspicious(texts: list[str]) -> bool:
     return False
 
 
-def _refused(text: str) -> tuple[str, str] | None:
+def _refused(text: str, returns: bool) -> tuple[str, str] | None:
     """What no training can use, and what to do about it."""
     if not text.strip():
         return EMPTY, "is empty; remove the line"
     if "\0" in text:
         return "lines with NUL characters", "holds a NUL character; remove it"
-    if "\r" in text:
+    if "\r" in text and not returns:
         return "lines with carriage returns", "holds a carriage return; remove it"
     try:
         text.encode()

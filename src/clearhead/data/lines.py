@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from clearhead.errors import DataError
@@ -20,6 +20,22 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.message}"
+
+
+class Problems:
+    """The problems of a block, and which lines have one."""
+
+    def __init__(self, known: Sequence[Problem] = ()) -> None:
+        self.all, self.lines = list(known), {problem.line for problem in known}
+
+    def __bool__(self) -> bool:
+        return bool(self.all)
+
+    def add(self, file: str, line: int, kind: str, message: str) -> None:
+        """Note the first problem of a line."""
+        if line not in self.lines:
+            self.all.append(Problem(file, line, kind, message))
+            self.lines.add(line)
 
 
 class Lines(NamedTuple):

@@ -177,7 +177,7 @@ class _Count:
         self._note("pairs of unusual lengths for each other", apart, lines, files[0], shown)
         report.noted += self.findings.values()
         for side, letters in zip(sides, self.letters, strict=True):
-            if rare := letters.rare():
+            if self.split == "train" and (rare := letters.rare()):
                 report.noted.append(Finding(f"characters that {side}s hold once", len(rare), rare[:SHOWN]))
 
     def _note(self, kind: str, where: np.ndarray, lines: np.ndarray, file: str, shown: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clearhead.data import Batches, Examples, Files, Source, Tokenizer, open_source
-from clearhead.data.formats import Columns
+from clearhead.data.layouts import Columns
 from clearhead.data.sources import SPLITS, Split
 from clearhead.errors import ConfigError, DataError
 from clearhead.train.config import Config, Data
@@ -39,6 +39,14 @@ def open_data(data: Data) -> Source:
     return Files(files, Columns(data.source_column, data.target_column))
 
 
+def check_data(data: Data) -> None:
+    """Raise DataError, with file and line, for what cannot be learnt from."""
+    source = open_data(data)
+    if isinstance(source, Files):
+        for split in source.splits:
+            source.check(split)
+
+
 def gather(config: Config, run: RunFolder, say: Callable[[str], None], along: bool = False) -> Material:
     """Check, tokenise and count, and leave the tokens in the run folder; or find there what an earlier start left.
 
@@ -50,7 +58,7 @@ def gather(config: Config, run: RunFolder, say: Callable[[str], None], along: bo
         if not along:
             run.data.unlink(missing_ok=True)
         counts = {split: source.check(split) for split in source.splits}
-        tokenizers = _tokenizers(source, data, counts["train"])
+        tokenizers = make_tokenizers(source, data, counts["train"])
         if not along:
             run.tokens.mkdir(exist_ok=True)
             write_text(run.source, tokenizers[0].to_json())
@@ -91,7 +99,7 @@ def _read(
     )
 
 
-def _tokenizers(source: Source, data: Data, count: int) -> tuple[Tokenizer, Tokenizer]:
+def make_tokenizers(source: Source, data: Data, count: int) -> tuple[Tokenizer, Tokenizer]:
     """Made from train alone, from lines at equal distances where there are very many."""
     ours, theirs = data.tokenizers()
     step = -(-count // data.tokenizer_lines)

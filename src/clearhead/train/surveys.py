@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clearhead.data import Files, Survey
 from clearhead.data import survey as survey_files
-from clearhead.data.formats import Columns
+from clearhead.data.layouts import Columns
 from clearhead.data.sources import SPLITS
 from clearhead.errors import InputError
 from clearhead.train.settings import read_config
