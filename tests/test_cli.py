@@ -81,7 +81,7 @@ def test_a_heatmap(clearhead, tmp_path):
     assert (status, len(output.splitlines())) == (0, 1)
     assert picture.read_bytes()[:4] == b"\x89PNG"
     status, output, errors = clearhead("predict", "runs/run", "fade", "abc", "--heatmap", str(picture))
-    assert (status, output, errors) == (2, "", "error: --heatmap draws one word, not 2\n")
+    assert (status, output, errors) == (2, "", "error: --heatmap draws one text, not 2\n")
 
 
 def test_what_the_heads_of_a_run_do_with_a_word(clearhead, runs, tmp_path):

@@ -13,8 +13,10 @@ epoch.
 
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from clearhead.data.ragged import Ragged, Writer
 from clearhead.data.sources import Source, Split
 from clearhead.data.tokens import BOS, EOS, Tokenizer
 from clearhead.errors import DataError
+
+_SIDES = ("source", "target")
 
 # Code points by the number of their UTF-8 bytes, and how often each is drawn.
 _STRANGERS = ((range(0x21, 0x7F), 2), (range(0xA0, 0x800), 4), (range(0x800, 0xD800), 1), (range(0x10000, 0x20000), 1))
@@ -61,61 +65,61 @@ class Examples:
         count = source.check(split)
         if not count:
             raise DataError(f"the split {split!r} is empty: there is nothing to learn from")
-        sides = (
-            ("source", source_tokenizer, limit),
-            ("target", target_tokenizer, limit - 1),
-        )  # begin or end is the last
-        writers = {
-            side: Writer(None if folder is None else folder / f"{split}.{side}", tokenizer.dtype)
-            for side, tokenizer, _ in sides
-        }
+        sides = ((source_tokenizer, limit), (target_tokenizer, limit - 1))  # begin or end is the last
         again = _Again(
             source_tokenizer, _draw(count, byte_share if source_tokenizer.spells else 0.0, seed), seed, limit
         )
+        begin, end = (np.array([token], dtype=target_tokenizer.dtype).tobytes() for token in (BOS, EOS))
         first = 0
-        for block in source.blocks(split):
-            rows = []
-            for (side, tokenizer, most), texts in zip(sides, block, strict=True):
-                if not tokenizer.spells:
-                    tokenizer.check(texts)
-                packed, longest = tokenizer.pack(texts), most * tokenizer.dtype.itemsize
-                if max(map(len, packed)) > longest:
-                    packed = _cut(source, split, first, side, packed, tokenizer, most, truncate)
-                rows.append(packed)
-            ends = [np.array([token], dtype=target_tokenizer.dtype).tobytes() for token in (BOS, EOS)]
-            rows[1] = [ends[0] + row + ends[1] for row in rows[1]]
-            writers["source"].add(rows[0])
-            writers["target"].add(rows[1])
-            again.note(first, *rows)
-            first += len(rows[0])
-        writers["source"].add(again.sources)
-        writers["target"].add(again.targets)
-        return cls(writers["source"].finish(), writers["target"].finish())
+        with ExitStack() as opened:
+            writers = [
+                opened.enter_context(Writer(None if folder is None else folder / f"{split}.{side}", tokenizer.dtype))
+                for side, (tokenizer, _) in zip(_SIDES, sides, strict=True)
+            ]
+            for block in source.blocks(split):
+                place = _Place(source, split, first)
+                sources, targets = (
+                    _rows(texts, tokenizer, most, truncate, side, place)
+                    for side, texts, (tokenizer, most) in zip(_SIDES, block, sides, strict=True)
+                )
+                targets = [begin + row + end for row in targets]
+                again.note(first, sources, targets)
+                for writer, rows in zip(writers, (sources, targets), strict=True):
+                    writer.add(rows)
+                first += len(sources)
+            for writer, rows in zip(writers, (again.sources, again.targets), strict=True):
+                writer.add(rows)
+            return cls(writers[0].finish(), writers[1].finish())
 
     @classmethod
     def open(cls, folder: Path, split: Split) -> "Examples | None":
         """What `read` left in a folder, None where it did not come to its end."""
-        sides = [Ragged.open(folder / f"{split}.{side}") for side in ("source", "target")]
+        sides = [Ragged.open(folder / f"{split}.{side}") for side in _SIDES]
         return None if sides[0] is None or sides[1] is None else cls(sides[0], sides[1])
 
 
-def _cut(
-    source: Source,
-    split: Split,
-    first: int,
-    side: str,
-    rows: list[bytes],
-    tokenizer: Tokenizer,
-    most: int,
-    truncate: bool,
+class _Place(NamedTuple):
+    """Where a block of pairs begins."""
+
+    source: Source
+    split: Split
+    first: int
+
+
+def _rows(
+    texts: Sequence[str], tokenizer: Tokenizer, most: int, truncate: bool, side: str, place: _Place
 ) -> list[bytes]:
-    """Rows of a block, none longer than `most` tokens; raises DataError without `truncate`."""
-    width = tokenizer.dtype.itemsize
+    """The tokens of each text, at most `most`; raises DataError where there are more, without `truncate`."""
+    if not tokenizer.spells:
+        tokenizer.check(texts)
+    rows, width = tokenizer.pack(texts), tokenizer.dtype.itemsize
+    if max(map(len, rows)) <= most * width:
+        return rows
     if not truncate:
         i = next(i for i, row in enumerate(rows) if len(row) > most * width)
         raise DataError(
-            f"{source.where(split, first + i, side)}: the {side} has {len(rows[i]) // width} tokens, the model reads "
-            f"{most}: shorten it, raise model.max_length, or set data.truncate=true"
+            f"{place.source.where(place.split, place.first + i, side)}: the {side} has {len(rows[i]) // width} tokens, "
+            f"the model reads {most}: shorten it, raise model.max_length, or set data.truncate=true"
         )
     return [row[: most * width] for row in rows]
 

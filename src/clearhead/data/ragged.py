@@ -4,6 +4,7 @@ Shapes: R rows, T tokens in all of them, B rows that are asked for, N the length
 """
 
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,13 @@ class Writer:
                 old.unlink()
             self._file = open(path.with_name(f"{path.name}.{dtype.name}"), "wb")  # noqa: SIM115
 
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def add(self, rows: Sequence[bytes]) -> None:
         """Rows as the bytes of arrays of the dtype."""
         sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
@@ -102,7 +110,9 @@ class Writer:
             flat = np.frombuffer(bytearray(b"".join(self._rows)), dtype=self.dtype)
             return Ragged._with(torch.from_numpy(flat), torch.from_numpy(lengths))
         self._file.close()
-        lengths.tofile(_lengths_beside(self.path))
+        finished = _lengths_beside(self.path)
+        lengths.tofile(finished.with_suffix(".tmp"))
+        os.replace(finished.with_suffix(".tmp"), finished)  # it is there once all is
         found = Ragged.open(self.path)
         assert found is not None
         return found
