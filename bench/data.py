@@ -16,6 +16,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from clearhead.errors import extra
 
 
 def sentences(like: str | None, draw: random.Random) -> Iterator[tuple[str, str]]:
@@ -42,36 +45,35 @@ def write(path: Path, count: int, like: str | None) -> None:
             file.write("\t".join(next(made)) + "\n")
 
 
-def measure(path: Path) -> dict[str, float]:
-    """Seconds of each part, and the peak of memory before and after."""
-    import torch
-
+def measure(path: Path) -> dict[str, Any]:
+    """Seconds, and those of all cores together, of each part; the peak of memory before and after."""
     from clearhead.data import Batches, Examples, Files
     from clearhead.train import read_config
     from clearhead.train.material import make_tokenizers
 
-    torch.set_num_threads(1)
+    extra("datasets", "train")  # half a second, and 100 MiB, whatever the file
     config = read_config("seq2seq", ["data.tokenizer.joint=true"])
-    source, start, times = Files({"train": [str(path)]}), time.perf_counter(), {}
-    before = _peak()
+    source, before, took = Files({"train": [str(path)]}), _peak(), {}
+    now = time.perf_counter(), time.process_time()
 
     def done(part: str) -> None:
-        nonlocal start
-        times[part], start = time.perf_counter() - start, time.perf_counter()
+        nonlocal now
+        later = time.perf_counter(), time.process_time()
+        took[part], now = [end - start for start, end in zip(now, later, strict=True)], later
 
     count = source.check("train")
     done("check")
     ours, theirs = make_tokenizers(source, config.data, count)
     done("vocabulary")
     with tempfile.TemporaryDirectory() as folder:
-        examples = Examples.read(source, "train", ours, theirs, limit=256, folder=Path(folder))
+        examples = Examples.read(source, "train", ours, theirs, limit=256, byte_share=0.02, folder=Path(folder))
         done("tokenise")
         batches = Batches(examples, config.data.batch_tokens)
         done("sort")
-        tokens = sum(batch.target.numel() for batch in batches)
+        given = sum(len(batch.target) for batch in batches)
         done("an epoch of batches")
-    assert tokens
-    return {**times, "before": before, "peak": _peak(), "tokens": batches.tokens, "padding": batches.padding}
+    assert given == len(examples)
+    return {"took": took, "before": before, "peak": _peak(), "tokens": batches.tokens, "padding": batches.padding}
 
 
 def _peak() -> float:
@@ -98,10 +100,13 @@ def main() -> None:
             if done.returncode:
                 sys.exit(done.stderr)
             found = json.loads(done.stdout)
-            before, peak, tokens, padding = (found.pop(key) for key in ("before", "peak", "tokens", "padding"))
-            print(f"{count:,} pairs, {path.stat().st_size / 2**20:,.0f} MiB, {tokens:,} tokens, {padding:.1%} padding")
-            print(f"  {sum(found.values()):.1f} s: " + ", ".join(f"{part} {took:.1f}" for part, took in found.items()))
-            print(f"  peak memory {peak:,.0f} MiB, of which {before:,.0f} before the file was opened")
+            took, tokens = found["took"], found["tokens"]
+            wall, cores = (sum(parts) for parts in zip(*took.values(), strict=True))
+            size, padding = path.stat().st_size / 2**20, found["padding"]
+            parts = ", ".join(f"{part} {one:.1f} ({together:.1f})" for part, (one, together) in took.items())
+            print(f"{count:,} pairs, {size:,.0f} MiB, {tokens:,} tokens in an epoch, {padding:.1%} padding")
+            print(f"  {wall:.1f} s, {cores:.1f} s of all cores together: {parts}")
+            print(f"  peak memory {found['peak']:,.0f} MiB, of which {found['before']:,.0f} before the file was opened")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 import random
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearhead.data import BOS, EOS, PAD, Batches, Examples, Ragged
+from clearhead.data.ragged import Writer
 from clearhead.errors import InputError
 
 
@@ -43,6 +46,24 @@ def test_batches_hold_the_budget_and_the_examples(count, budget):
                 start, length = ragged.starts[number], ragged.lengths[number]
                 assert row[:length].equal(ragged.flat[start : start + length])
                 assert (row[length:] == PAD).all()
+
+
+def test_ranks_share_what_lies_in_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("clearhead.data.ragged._DROP_EVERY", 2)
+    plain = make(300)
+    for side in ("source", "target"):
+        rows = getattr(plain, side)
+        with Writer(tmp_path / f"train.{side}", np.dtype(np.uint16)) as writer:
+            ends = [0, *rows.lengths.cumsum(0).tolist()]
+            flat = rows.flat.numpy().astype(np.uint16)
+            writer.add([flat[start:end].tobytes() for start, end in pairwise(ends)])
+            writer.finish()
+    stored = Examples.open(tmp_path, "train")
+    for rank in range(3):
+        ours, theirs = (Batches(one, 120, seed=5, rank=rank, world=3) for one in (plain, stored))
+        for left, right in zip([*ours, *ours], [*theirs, *theirs], strict=True):
+            assert left.source.equal(right.source)
+            assert left.target.equal(right.target)
 
 
 def test_lengths_come_only_with_padding():

@@ -24,6 +24,57 @@ def test_what_looks_like_a_token_is_text(parts):
     assert min(tokens, default=3) > EOS
 
 
+TEXTS = ["the dog barks at the dog", "the cat isn't old", "naïve 犬 собака 12, 34!"] * 3
+KINDS = {kind: Tokenizer.train(kind, TEXTS, 330) for kind in ("bpe", "bytes", "characters", "unigram", "words")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t dogthe,1\x85\xa0"))))
+def test_any_text_comes_back_from_every_kind(kind, text):
+    tokenizer = KINDS[kind]
+    (tokens,) = tokenizer.encode([text])
+    assert tokenizer.decode(tokens) == text
+    assert not {PAD, BOS, EOS} & set(tokens)
+    assert tokens == tokenizer.backend.encode(text, add_special_tokens=False).ids  # pieces are as the whole
+    assert [byte for token in tokens for byte in tokenizer.spell_token(token)] == tokenizer.spell(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_the_same_again(kind, tmp_path):
+    again = Tokenizer.train(kind, TEXTS, 330)
+    assert again.to_json() == KINDS[kind].to_json()
+    assert again.digest == KINDS[kind].digest
+    (tmp_path / "t.json").write_text(again.to_json())
+    text = "begin token, the dog 😀 <0x41>"
+    assert Tokenizer.load(tmp_path / "t.json").encode([text]) == KINDS[kind].encode([text])
+    assert len(again) <= 330
+    assert again.spells
+
+
+def test_what_kinds_make_of_a_text():
+    shown = {kind: KINDS[kind].labels("the dog é") for kind in KINDS}
+    bytes_of_e = ["<0xC3>", "<0xA9>"]
+    assert shown["words"] == ["the", " dog", " ", *bytes_of_e]
+    assert shown["bytes"] == [*"the dog ", *bytes_of_e]
+    assert shown["characters"] == [*"the dog ", *bytes_of_e]
+    assert len(shown["bpe"]) < len(shown["bytes"])
+    assert [KINDS[kind].spelled("the dog é") for kind in ("words", "characters", "bpe")] == [["é"], ["é"], []]
+
+
+def test_pieces_that_are_not_remembered_are_read_all_the_same(monkeypatch):
+    monkeypatch.setattr("clearhead.data.tokens._KEPT_PIECES", 2)
+    tokenizer = Tokenizer.train("bpe", TEXTS, 330)
+    assert tokenizer.encode(TEXTS) == KINDS["bpe"].encode(TEXTS)
+    assert len(tokenizer._pieces) <= 2
+
+
+def test_a_kind_that_there_is_not():
+    with pytest.raises(InputError, match="unknown kind of tokenizer 'bqe'; did you mean 'bpe'"):
+        Tokenizer.train("bqe", TEXTS)
+    with pytest.raises(InputError, match="14 different symbols do not fit into 9 tokens"):
+        Tokenizer.train("symbols", TEXTS, 9)
+
+
 def test_a_character_never_seen_is_its_bytes():
     assert LETTERS.labels("té") == ["t", "<0xC3>", "<0xA9>"]
     assert LETTERS.encode(["é"])[0] == LETTERS.spell("é")
