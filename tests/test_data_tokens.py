@@ -62,10 +62,10 @@ def test_what_kinds_make_of_a_text():
 
 
 def test_pieces_that_are_not_remembered_are_read_all_the_same(monkeypatch):
-    monkeypatch.setattr("clearhead.data.tokens._KEPT_PIECES", 2)
+    monkeypatch.setattr("clearhead.data.tokens._KEPT_WORDS", 2)
     tokenizer = Tokenizer.train("bpe", TEXTS, 330)
     assert tokenizer.encode(TEXTS) == KINDS["bpe"].encode(TEXTS)
-    assert len(tokenizer._pieces) <= 2
+    assert len(tokenizer._others) <= 2
 
 
 def test_a_kind_that_there_is_not():

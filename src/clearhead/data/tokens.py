@@ -20,8 +20,8 @@ from clearhead.data.vocabularies import BYTES, LETTERS, SPECIAL
 from clearhead.errors import InputError, extra, nearest
 
 PAD, BOS, EOS = 0, 1, 2
-_KEPT_PIECES = 100_000
-"""Pieces whose tokens are remembered; more would only need memory, since frequent ones come early."""
+_KEPT_WORDS = 100_000
+"""Words whose tokens are remembered; more would only need memory, since frequent ones come early."""
 
 
 class Tokenizer:
@@ -31,7 +31,8 @@ class Tokenizer:
         self.backend = backend
         self.vocabulary: dict[str, int] = backend.get_vocab()
         self.dtype = np.dtype(np.uint16 if len(self.vocabulary) <= 2**16 else np.uint32)
-        self._pieces: dict[str, bytes] = {}
+        self._first: dict[str, bytes] = {}
+        self._others: dict[str, bytes] = {}
 
     @classmethod
     def train(cls, kind: str, texts: Iterable[str], size: int = 8000, lowercase: bool = False) -> "Tokenizer":
@@ -95,23 +96,23 @@ class Tokenizer:
     def pack(self, texts: Sequence[str]) -> list[bytes]:
         """The token numbers of each text, without begin and end, as the bytes of an array of `dtype`.
 
-        A text's tokens are those of its pieces between spaces, of which most come again and again.
+        A text's tokens are those of its words, each but the first with the space before it; most come again and again.
         """
         cut = [text.split(" ") for text in texts]
-        known = self._known(dict.fromkeys(chain.from_iterable(_spaced(words) for words in cut)))
-        return [b"".join([known[piece] for piece in _spaced(words)]) for words in cut]
+        first = self._known(self._first, {words[0] for words in cut}, "")
+        others = self._known(self._others, set(chain.from_iterable(words[1:] for words in cut)), " ")
+        return [b"".join([first[words[0]], *map(others.__getitem__, words[1:])]) for words in cut]
 
-    def _known(self, pieces: Iterable[str]) -> dict[str, bytes]:
-        fresh = [piece for piece in pieces if piece not in self._pieces]
-        found = self.backend.encode_batch_fast(fresh, add_special_tokens=False) if fresh else []
-        new = {
-            piece: np.array(encoding.ids, dtype=self.dtype).tobytes()
-            for piece, encoding in zip(fresh, found, strict=True)
-        }
-        if len(self._pieces) + len(new) <= _KEPT_PIECES:
-            self._pieces |= new
-            return self._pieces
-        return {**self._pieces, **new}
+    def _known(self, kept: dict[str, bytes], words: set[str], before: str) -> dict[str, bytes]:
+        """The tokens of words, and of whatever else was kept."""
+        fresh = list(words - kept.keys())
+        found = self.backend.encode_batch_fast([before + word for word in fresh], add_special_tokens=False)
+        packed = (np.array(encoding.ids, dtype=self.dtype).tobytes() for encoding in found)
+        new = dict(zip(fresh, packed, strict=True))
+        if len(kept) + len(new) <= _KEPT_WORDS:
+            kept |= new
+            return kept
+        return {**{word: kept[word] for word in words & kept.keys()}, **new}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token numbers of each text, without begin and end.
@@ -190,9 +191,3 @@ class Tokenizer:
             for symbol in text.split():
                 if symbol not in self.vocabulary:
                     raise InputError(f"unknown symbol {symbol!r}{nearest(symbol, set(self.vocabulary) - set(SPECIAL))}")
-
-
-def _spaced(words: list[str]) -> list[str]:
-    """The pieces of a text that was split at its spaces: each but the first begins with one."""
-    first, *rest = words
-    return [first, *[f" {word}" for word in rest]] if first else [f" {word}" for word in rest]

@@ -93,7 +93,7 @@ class Data(Section):
     source_tokenizer: OfSide = None
     """Where this side differs; so does `target_tokenizer`."""
     target_tokenizer: OfSide = None
-    tokenizer_lines: Count = 200_000
+    tokenizer_lines: Count = 100_000
     """Pairs that vocabularies are made from at most, at equal distances in `train`."""
     lowercase: bool = False
     """The case of sources is ignored."""

@@ -100,7 +100,7 @@ def _read(
 
 
 def make_tokenizers(source: Source, data: Data, count: int) -> tuple[Tokenizer, Tokenizer]:
-    """Made from train alone, from lines at equal distances where there are very many."""
+    """Made from train alone; what must be learnt, from lines at equal distances where there are very many."""
     ours, theirs = data.tokenizers()
     step = -(-count // data.tokenizer_lines)
 
@@ -110,7 +110,7 @@ def make_tokenizers(source: Source, data: Data, count: int) -> tuple[Tokenizer, 
     if data.tokenizer.joint:
         both = Tokenizer.train(ours.kind, texts(step, 0, 1), ours.size)
         return both, both
-    steps = [1 if side.kind == "symbols" else step for side in (ours, theirs)]  # a closed set must be whole
+    steps = [1 if side.kind in ("characters", "symbols") else step for side in (ours, theirs)]  # which are soon counted
     return (
         Tokenizer.train(ours.kind, texts(steps[0], 0), ours.size, data.lowercase),
         Tokenizer.train(theirs.kind, texts(steps[1], 1), theirs.size),
