@@ -64,7 +64,8 @@ class Batches:
         self._cuts = _split_until_even(_cuts(sizes, budget), world)
         self.tokens = int(sizes.sum(dtype=np.int64))
         """Tokens in an epoch, of all ranks, without padding."""
-        self.padding = 1 - self.tokens / _padded(sizes, self._cuts)
+        self._padded = _padded(sizes, self._cuts)
+        self.padding = 1 - self.tokens / int(self._padded.sum())
         """The share of padding among all that the model is given, 0 to 1."""
 
     def __len__(self) -> int:
@@ -83,8 +84,7 @@ class Batches:
 
     def largest(self) -> Batch:
         """That which holds the most, padding included."""
-        widths = np.maximum.reduceat(self._sizes, self._cuts[:-1], axis=1).sum(axis=0)
-        turn = int((np.diff(self._cuts) * widths).argmax())
+        turn = int(self._padded.argmax())
         return self.collate(self._key.argsort(stable=True)[self._cuts[turn] : self._cuts[turn + 1]])
 
     def state_dict(self) -> dict[str, int]:
@@ -118,10 +118,10 @@ def _sorting_key(examples: Examples) -> Int[Tensor, "R"]:
     return source * span + torch.where(source % 2 == 0, target, span - 1 - target)
 
 
-def _padded(sizes: np.ndarray, cuts: np.ndarray) -> int:
-    """Tokens in all batches, padding included."""
+def _padded(sizes: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Tokens in each batch, padding included."""
     widths = np.maximum.reduceat(sizes, cuts[:-1], axis=1).sum(axis=0, dtype=np.int64)
-    return int((np.diff(cuts) * widths).sum())
+    return np.diff(cuts) * widths
 
 
 def _cuts(sizes: np.ndarray, budget: int) -> np.ndarray:

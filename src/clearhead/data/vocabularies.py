@@ -6,6 +6,7 @@ spaces, and between letters, digits and other characters; no token reaches acros
 nothing beyond them, so that the tokens of a text are those of its pieces between spaces, one after the other.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,9 @@ from clearhead.errors import InputError, extra, nearest
 SPECIAL = ("padding token", "begin token", "end token")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _CUT = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s"
+
+_STEP = 1e-4
+"""Between the scores that the library gives bytes that it never saw."""
 
 Texts = Iterable[str]
 
@@ -107,9 +111,26 @@ def _learnt(model: str, trainer: str) -> Callable[[Texts, int, bool], Any]:
             vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=list(LETTERS), show_progress=False
         )
         backend.train_from_iterator((text.lower() for text in texts) if lowercase else texts, teacher)
-        return _with_cuts(backend.model)  # without the special tokens as words that a text could hold
+        # without the special tokens as words that a text could hold
+        return _with_cuts(_in_order(backend) if model == "Unigram" else backend.model)
 
     return learn
+
+
+def _in_order(backend: Any) -> Any:
+    """The unigram model, the same each time it is learnt.
+
+    The library leaves ties in the order of a hash table, adds up in any order, and gives bytes that it never saw scores
+    one step below the other, in any order too: these get the lowest of them all.
+    """
+    scores = {token: round(score, 9) for token, score in json.loads(backend.to_str())["model"]["vocab"][len(SPECIAL) :]}
+    lowest = last = min(scores.values())
+    for token in sorted(scores, key=lambda token: (scores[token], token)):
+        if len(token) > 1 or scores[token] - last > 1.01 * _STEP:
+            break
+        scores[token], last = lowest, scores[token]
+    known = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return _library().models.Unigram([*((name, 0.0) for name in SPECIAL), *known], None, False)
 
 
 KINDS: dict[str, Callable[[Texts, int, bool], Any]] = {

@@ -47,36 +47,41 @@ def check_data(data: Data) -> None:
             source.check(split)
 
 
-def gather(config: Config, run: RunFolder, say: Callable[[str], None], along: bool = False) -> Material:
-    """Check, tokenise and count, and leave the tokens in the run folder; or find there what an earlier start left.
+def gather(config: Config, say: Callable[[str], None], run: RunFolder | None = None, along: bool = False) -> Material:
+    """Check, tokenise and count.
 
-    along: beside the process that writes into the folder. Raises DataError, with file and line, for what cannot be
-    learnt from, and for a file that is no longer what it was.
+    run: where the tokens are left, or found where an earlier start has left them; without, they are in memory.
+    along: beside the process that writes there. Raises DataError, with file and line, for what cannot be learnt from,
+    and for a file that is no longer what it was.
     """
-    source, data = open_data(config.data), config.data
-    if (found := _gathered(source, run)) is None:
-        if not along:
-            run.data.unlink(missing_ok=True)
-        counts = {split: source.check(split) for split in source.splits}
-        tokenizers = make_tokenizers(source, data, counts["train"])
-        if not along:
-            run.tokens.mkdir(exist_ok=True)
-            write_text(run.source, tokenizers[0].to_json())
-            write_text(run.target, tokenizers[1].to_json())
-        read = partial(_read, source, config, tokenizers, folder=None if along else run.tokens)
-        train, valid = read("train", byte_share=data.byte_share, seed=config.seed), read("valid")
-        if "test" in source.splits:
-            read("test")  # it is scored when all is done, which is too late to hear that a line is too long
-        if not along:
-            files = {path: fingerprint(path) for path in _files(source)}
-            write_text(run.data, json.dumps({"pairs": counts, "files": files}, indent=2) + "\n")
-        found = Material(source, *tokenizers, train, valid)
-    batches = Batches(found.train, data.batch_tokens)
+    source = open_data(config.data)
+    found = None if run is None else _gathered(source, run)
+    found = found or _made(source, config, None if along else run)
+    batches = Batches(found.train, config.data.batch_tokens)
     say(
         f"{len(found.train):,} examples, {batches.tokens:,} tokens in {len(batches):,} batches, "
         f"{batches.padding:.1%} padding"
     )
     return found
+
+
+def _made(source: Source, config: Config, run: RunFolder | None) -> Material:
+    """Tokenised anew, and left in the run folder where there is one."""
+    if run is not None:
+        run.data.unlink(missing_ok=True)
+        run.tokens.mkdir(exist_ok=True)
+    counts = {split: source.check(split) for split in source.splits}
+    tokenizers = make_tokenizers(source, config.data, counts["train"])
+    read = partial(_read, source, config, tokenizers, folder=None if run is None else run.tokens)
+    train, valid = read("train", byte_share=config.data.byte_share, seed=config.seed), read("valid")
+    if "test" in source.splits:
+        read("test")  # it is scored when all is done, which is too late to hear that a line is too long
+    if run is not None:
+        write_text(run.source, tokenizers[0].to_json())
+        write_text(run.target, tokenizers[1].to_json())
+        files = {path: fingerprint(path) for path in _files(source)}
+        write_text(run.data, json.dumps({"pairs": counts, "files": files}, indent=2) + "\n")
+    return Material(source, *tokenizers, train, valid)
 
 
 def _gathered(source: Source, run: RunFolder) -> Material | None:

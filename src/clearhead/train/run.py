@@ -66,7 +66,7 @@ def train(
         run.create(overwrite)
         run.write_config(config)
     try:
-        material = gather(config, run, say)
+        material = gather(config, say, run)
     except InputError:
         if not resume:  # nothing has begun: the next start finds the place free
             shutil.rmtree(run.path)
@@ -85,7 +85,7 @@ def _first() -> bool:
 def _along(run: RunFolder, resume: bool) -> NoReturn:
     """Train as one of the processes that are not the first, which has made the folder and all decisions."""
     config = run.read_config()
-    material = gather(config, run, lambda _: None, along=True)
+    material = gather(config, lambda _: None, run, along=True)
     _fit(run, _new(config, material), material, resume)
     raise SystemExit(0)
 
