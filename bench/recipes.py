@@ -69,11 +69,11 @@ def run(recipe: Recipe, data: Path | None, runs: Path, minutes: float | None) ->
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    head = f"{'recipe':<14}  {'figure':<20}  {'reached':>7}  {'split':<5}  {'minutes':>7}  published"
-    return [head, *(
-        f"{row['recipe']:<14}  {row['figure']:<20}  {row['reached']:>7.2f}  {row['split']:<5}  {row['minutes']:>7.1f}  {row['published']}"
-        for row in rows
-    )]  # fmt: skip
+    lines = [f"{'recipe':<14}  {'figure':<20}  {'reached':>7}  {'split':<5}  {'minutes':>7}  published"]
+    for row in rows:
+        figures = f"{row['reached']:>7.2f}  {row['split']:<5}  {row['minutes']:>7.1f}"
+        lines.append(f"{row['recipe']:<14}  {row['figure']:<20}  {figures}  {row['published']}")
+    return lines
 
 
 def main() -> None:
