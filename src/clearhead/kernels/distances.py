@@ -27,13 +27,23 @@ def bias_of(tile: Tile, score: Score, visible: Visible) -> Tensor | None:
     return found.unfold(-1, tile.keys.stop - tile.keys.start, 1).flip(-2)
 
 
-def distances(tile: Tile, visible: Visible) -> Tensor:
+def distances(tile: Tile, visible: Visible, *, by_diagonal: bool = True) -> Tensor:
     """The distances of a tile: of its diagonals, (b, h, r + K - 1), or else of its pairs, (b, h, r, K)."""
     at = visible.positions_of_queries(), visible.positions_of_keys()
     q, k = (cut(x, tile.b, tile.h)[..., part] for x, part in zip(at, (tile.rows, tile.keys), strict=True))
+    found = _along(visible, q, k) if by_diagonal else None
+    return k[..., None, :] - q[..., :, None] if found is None else found
+
+
+def diagonals(visible: Visible) -> Tensor | None:
+    """The distances of all diagonals of a call, (B or 1, H or 1, Nq + Nk - 1); None where these hold several."""
+    return _along(visible, visible.positions_of_queries(), visible.positions_of_keys())
+
+
+def _along(visible: Visible, q: Tensor, k: Tensor) -> Tensor | None:
     given = visible.q_positions is not None or visible.k_positions is not None
     if traced() or not (q.shape[-1] and k.shape[-1]) or (given and not steady(q, k)):
-        return k[..., None, :] - q[..., :, None]
+        return None
     return k[..., :1] - q[..., -1:] + torch.arange(q.shape[-1] + k.shape[-1] - 1, device=q.device)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.compiler import compiled
-from clearhead.kernels.distances import bias_of, distances, within
+from clearhead.kernels.distances import bias_of, diagonals, distances, within
 from clearhead.kernels.score import ByDistance, Score, traced
 from clearhead.kernels.shared import SHARED
 from clearhead.kernels.tiles import COMPILED, PAIRS, ROWS, Size, Tile
@@ -180,6 +180,9 @@ class Pass:
             "raw_step": raw.stride(0),
         }
         self._room: Tensor | None = None
+        self._diagonals = diagonals(visible) if isinstance(score.bias, ByDistance) else None
+        if isinstance(score.bias, ByDistance) and self._diagonals is not None:
+            self._along = score.bias.at(self._diagonals).float()[:, :, None]
 
     def __call__(self, tiles: Sequence[Tile]) -> None:
         """Takes the rows of tiles."""
@@ -242,16 +245,22 @@ class Pass:
         return None if pairs is None else _adjacent(pairs, tile.keys.stop - tile.keys.start).view(torch.uint8)
 
     def _bias(self, tile: Tile) -> tuple[Tensor | None, _Tensor | None]:
-        """What is added to a tile's logits, and where it lies; diagonals one behind the other, if it is by distance."""
-        bias = self._score.bias
-        if isinstance(bias, ByDistance) and (there := distances(tile, self._visible)).dim() == 3:
-            along = within(tile, bias).at(there).float()[:, :, None]
-            return along, _along(along, tile)
+        """What is added to a tile's logits, and where it lies."""
+        if self._diagonals is not None:
+            return self._along, self._in_diagonals(self._along, tile)
         found = bias_of(tile, self._score, self._visible)
         if found is None:
             return None, None
         found = _adjacent(found.float(), tile.keys.stop - tile.keys.start)
         return found, _Laid(found).part()
+
+    def _in_diagonals(self, x: Tensor, tile: Tile) -> _Tensor:
+        """Where a tile's rows begin in x (B or 1, H or 1, 1, Nq + Nk - 1), diagonal by diagonal: each one before the
+        last."""
+        last = self._visible.n_queries - 1
+        found = _Laid(x).part(tile.b.start, tile.h.start, column=last - tile.rows.start + tile.keys.start)
+        found.row = -1
+        return found
 
 
 def _parts(tiles: list[Tile], b: int) -> Any:
@@ -281,6 +290,9 @@ class Return(Pass):
 
     def __call__(self, tiles: Sequence[Tile]) -> None:
         """Takes the rows of tiles."""
+        bias, by_diagonal = self._score.bias, None
+        if isinstance(bias, ByDistance) and self._diagonals is not None and self._to_bias.numel():
+            by_diagonal = torch.zeros(self._along.shape)
         for together in self._together(tiles):
             call, parts, _held = self._call(together)
             tile, b = together[0], 0 if len(together) > 1 else together[0].b.start
@@ -289,12 +301,14 @@ class Return(Pass):
                 lse=self._lse.part(b, h), q=self._to_q.part(b, h), k=self._to_k.part(b, kv), v=self._to_v.part(b, kv)
             )
             given, *sizes = self._with_room(call, parts, _library().room_for_back)
-            with self._to(tile, to):
+            with self._to(tile, to, by_diagonal):
                 _library().rows_back(given, ctypes.byref(to), *sizes)
+        if isinstance(bias, ByDistance) and self._diagonals is not None and by_diagonal is not None:
+            self._to_bias += bias.gradient(self._diagonals, by_diagonal).sum_to_size(self._to_bias.shape)
 
     @contextmanager
-    def _to(self, tile: Tile, to: _Back) -> Iterator[None]:
-        """A block in which a tile adds to the gradient of the bias; after it, what goes by distance is in its table."""
+    def _to(self, tile: Tile, to: _Back, by_diagonal: Tensor | None) -> Iterator[None]:
+        """A block in which a tile adds to the gradient of the bias, or to what comes to it by diagonals."""
         bias = self._score.bias
         if not self._to_bias.numel():
             yield
@@ -302,22 +316,17 @@ class Return(Pass):
             part = tile.of(self._to_bias)
             to.bias, to.bias_step = _Laid(part).part(), int(part.shape[-1] > 1)
             yield
+        elif by_diagonal is not None:
+            to.bias, to.bias_step = self._in_diagonals(by_diagonal, tile), 1
+            yield
         else:
-            there, mine = distances(tile, self._visible), within(tile, bias)
+            there, mine = distances(tile, self._visible, by_diagonal=False), within(tile, bias)
             b, h = (max(x) for x in zip(there.shape[:2], mine.table.shape[:2], strict=True))
             found = torch.zeros(b, h, *there.shape[2:])
-            to.bias, to.bias_step = _along(found[:, :, None], tile) if there.dim() == 3 else _Laid(found).part(), 1
+            to.bias, to.bias_step = _Laid(found).part(), 1
             yield
             part = cut(self._to_bias, tile.b, tile.h)
             part += mine.gradient(there, found).sum_to_size(part.shape)
-
-
-def _along(x: Tensor, tile: Tile) -> _Tensor:
-    """Where the rows of a tile begin in its diagonals x (b, h, 1, r + K - 1): each one before the last."""
-    rows = tile.rows.stop - tile.rows.start
-    found = _Laid(x).part(column=rows - 1)
-    found.row = -1
-    return found
 
 
 def _positions(visible: Visible) -> tuple[Tensor, Tensor]:
