@@ -118,6 +118,7 @@ def test_columns_are_chosen_by_name_or_number(tmp_path):
 
 
 ANY, NAMED = (None, None), ("en", "dee")
+CUT_OFF = gzip.compress(b"a\tb\n" * 99, mtime=0)[:-9]
 GOOD = b'{"source": "a", "target": "b"}\n'
 
 
@@ -138,7 +139,12 @@ GOOD = b'{"source": "a", "target": "b"}\n'
         ("t.tsv", b"a\tb\n", (1, 3), "t.tsv: data.target_column is 3, and there are 2 columns"),
         ("t.tsv", b"a\tb\n", (2, None), "source and target are both column '2': set data.target_column too"),
         ("t.tsv.gz", b"a\tb\n", ANY, "t.tsv.gz: not a gzip file, although its name ends in .gz"),
-        ("t.tsv.gz", gzip.compress(b"a\tb\n" * 99, mtime=0)[:-9], ANY, "the gzip file is damaged, or ends in its middle"),
+        (
+            "t.tsv.gz",
+            gzip.compress(b"a\tb\n" * 99, mtime=0)[:-9],
+            ANY,
+            "the gzip file is damaged, or ends in its middle",
+        ),
         ("t.csv", b'source,target\n"a\nb",c\nd,"e\n', ANY, "t.csv:4: not CSV: unexpected end of data"),
         ("t.csv", b'a,b\n"x\ny",z\nonly\n', ANY, "t.csv:4: 1 column, not 2"),
         ("t.csv", b"a,b\nc,\xe9\n", ANY, "t.csv:2: not UTF-8 (byte 0xE9)"),
