@@ -207,7 +207,7 @@ class Page:
 
 def prepare(arguments: list[str]) -> None:
     """Bring about the state that a page speaks of: no run to be trained, an interrupted one to be resumed."""
-    if arguments[0] != "train":
+    if arguments[0] != "train" or "--find-learning-rate" in arguments:  # the latter leaves runs as they are
         return
     named = dict(pairwise(arguments)).get("--name", "g2p")
     run = Path("runs", named)
