@@ -138,8 +138,8 @@ def test_the_seed_decides_everything(tmp_path):
 
 def test_accumulated_batches_equal_the_full_batch(tmp_path):
     # One batch holds all examples, or several of different sizes do: the same gradient, and so the same weights.
-    # By AdamW, since Muon's bfloat16 iterations make more of the last digits in which the two sums differ; where a gradient
-    # is nearly zero, AdamW makes a step of them too.
+    # By AdamW, since Muon's bfloat16 iterations make more of the last digits in which the two sums differ; where a
+    # gradient is nearly zero, AdamW makes a step of them too.
     settings = ("model.dropout=0", "train.duration=6 epochs", "data.byte_share=0", "train.average=1")
     settings = (*settings, "train.optimizer=adamw", "train.learning_rate=3e-3")
     examples = Examples.read(Tiny(), "train", LETTERS, SYMBOLS)
