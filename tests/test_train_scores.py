@@ -44,8 +44,8 @@ def test_a_word_is_right_if_it_equals_any_pronunciation():
 
 
 def test_errors_are_to_the_nearest_answer():
-    assert error_rates([list("ABC")], [[list("XY"), list("ABCD")]]) == (1.0, 1 / 4)
-    assert error_rates([[], ["A"]], [[["A", "B"]], [["A"]]]) == (0.5, 2 / 3)
+    assert error_rates([list("ABC")], [[list("XY"), list("ABCD")]]) == (1.0, 1 / 4, 1.0)
+    assert error_rates([[], ["A"]], [[["A", "B"]], [["A"]]]) == (0.5, 2 / 3, 1.0)
     with pytest.raises(ValueError, match="zip"):
         error_rates([["A"]], [[["A"]], [["B"]]])
 

@@ -45,7 +45,8 @@ class Judge(ABC):
 
     def note(self, scores: Mapping[str, Any], key: str) -> str:
         """What must be known to compare a figure with others."""
-        return f"{scores[self.counted]:,} {scores.get('split', 'test')} {self.counted}"
+        signature = f", {scores['signatures'][key]}" if "signatures" in scores else ""
+        return f"{scores[self.counted]:,} {scores.get('split', 'test')} {self.counted}{signature}"
 
     def beside(self, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What stands below our figures for comparison."""
@@ -59,18 +60,11 @@ class Exact(Judge):
     figures = (Figure("exact_match", "exact match", unit="%"), Figure("cer", "character error rate", 1.0, "less", "%"))
 
     def judge(self, sources: Sequence[str], predictions: Sequence[str], answers: Answers) -> dict[str, Any]:
-        wrong, cer = error_rates(predictions, answers)
-        edits = sum(nearest_answer(guess, known)[0] for guess, known in zip(predictions, answers, strict=True))
-        return {
-            "exact_match": 1 - wrong,
-            "cer": cer,
-            "edit_distance": edits / len(predictions),
-            "examples": len(predictions),
-        }
+        wrong, cer, edits = error_rates(predictions, answers)
+        return {"exact_match": 1 - wrong, "cer": cer, "edit_distance": edits, "examples": len(predictions)}
 
     def one(self, prediction: str, answers: Sequence[str]) -> float:
-        distance, length = nearest_answer(prediction, answers)
-        return max(0.0, 1 - distance / max(1, length))
+        return closeness(prediction, answers)
 
 
 class Pronunciation(Judge):
@@ -91,9 +85,9 @@ class Pronunciation(Judge):
 
     def judge(self, sources: Sequence[str], predictions: Sequence[str], answers: Answers) -> dict[str, Any]:
         split = [[one.split() for one in known] for known in answers]
-        wer, per = error_rates([guess.split() for guess in predictions], split)
+        wer, per, _ = error_rates([guess.split() for guess in predictions], split)
         plain = [[without_stress(one).split() for one in known] for known in answers]
-        wer_plain, per_plain = error_rates([without_stress(guess).split() for guess in predictions], plain)
+        wer_plain, per_plain, _ = error_rates([without_stress(guess).split() for guess in predictions], plain)
         return {
             "wer": wer,
             "per": per,
@@ -103,8 +97,7 @@ class Pronunciation(Judge):
         }
 
     def one(self, prediction: str, answers: Sequence[str]) -> float:
-        distance, length = nearest_answer(prediction.split(), [one.split() for one in answers])
-        return max(0.0, 1 - distance / max(1, length))
+        return closeness(prediction.split(), [one.split() for one in answers])
 
     def beside(self, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{**other, "published": True, "better": "less", "unit": "%"} for other in self.PUBLISHED]
@@ -138,9 +131,6 @@ class Translation(Judge):
     def one(self, prediction: str, answers: Sequence[str]) -> float:
         return float(self._metrics()["chrf"].sentence_score(prediction, list(answers)).score) / 100
 
-    def note(self, scores: Mapping[str, Any], key: str) -> str:
-        return f"{super().note(scores, key)}, {scores['signatures'][key]}"
-
     @staticmethod
     @cache
     def _metrics() -> dict[str, Any]:
@@ -173,9 +163,6 @@ class Summary(Judge):
 
     def one(self, prediction: str, answers: Sequence[str]) -> float:
         return self._rouge([prediction], [answers])["rougeL"]
-
-    def note(self, scores: Mapping[str, Any], key: str) -> str:
-        return f"{super().note(scores, key)}, {scores['signatures'][key]}"
 
     def beside(self, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         note = "the first three sentences of the source"
@@ -238,14 +225,22 @@ def nearest_answer(guess: Sequence[Any], answers: Sequence[Sequence[Any]]) -> tu
     return min((edit_distance(guess, answer), len(answer)) for answer in answers)
 
 
-def error_rates(guesses: Sequence[Sequence[Any]], answers: Sequence[Sequence[Sequence[Any]]]) -> tuple[float, float]:
-    """The share of guesses that equal none of their answers, and the edits to the nearest answer per symbol of it.
+def closeness(guess: Sequence[Any], answers: Sequence[Sequence[Any]]) -> float:
+    """The share of the nearest answer's symbols that need no edit, 0 to 1."""
+    distance, length = nearest_answer(guess, answers)
+    return max(0.0, 1 - distance / max(1, length))
 
-    The second is the sum of the edit distances over the sum of the nearest answers' lengths.
+
+def error_rates(
+    guesses: Sequence[Sequence[Any]], answers: Sequence[Sequence[Sequence[Any]]]
+) -> tuple[float, float, float]:
+    """The share of guesses that equal none of their answers, and the edits to the nearest one: per symbol, per guess.
+
+    Edits per symbol are the sum of the edit distances over the sum of the nearest answers' lengths.
     """
     nearest = [nearest_answer(guess, known) for guess, known in zip(guesses, answers, strict=True)]
-    wrong = sum(distance > 0 for distance, _ in nearest)
-    return wrong / len(nearest), sum(d for d, _ in nearest) / max(1, sum(length for _, length in nearest))
+    wrong, edits = sum(distance > 0 for distance, _ in nearest), sum(distance for distance, _ in nearest)
+    return wrong / len(nearest), edits / max(1, sum(length for _, length in nearest)), edits / len(nearest)
 
 
 def _streams(answers: Answers) -> list[list[str | None]]:
