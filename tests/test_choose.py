@@ -50,6 +50,26 @@ def test_the_layout_decides(n, pattern, kernel):
     assert ch.explain(rand(n), rand(n), pattern).chosen == kernel
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_matrix_units_take_dense_bfloat16_unless_gradients_are_wanted(units, monkeypatch):
+    monkeypatch.setattr(fused, "_units", lambda: units)
+    q = rand(4096, heads=4, dtype=torch.bfloat16)
+    found = ch.explain(q, q)
+    assert found.chosen == ("stream" if units else "sdpa")
+    assert ("faster by its matrix units" in found.reasons["sdpa"]) == units
+    assert ch.explain(q[:, :, :64], q[:, :, :64]).chosen == "sdpa"
+    assert ch.explain(q.requires_grad_(), q).chosen == "sdpa"
+    with torch.no_grad():
+        assert ch.explain(q, q).chosen == ("stream" if units else "sdpa")
+
+
+def test_matrix_units_are_as_right_as_the_fused_kernel():
+    q, k, v = (torch.randn(1, 2, 2048, 64).bfloat16() for _ in range(3))
+    want = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    own, fused_one = ch.attend(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert (own - want).norm() <= 1.5 * (fused_one - want).norm()
+
+
 @pytest.mark.parametrize(
     "pattern", [ch.window(256), ch.documents(torch.arange(4096) // 100)], ids=["window", "documents"]
 )

@@ -120,7 +120,7 @@ def call(pattern=None, widths=(64, 64), dtype=torch.bfloat16, n=2048, **options)
         ),
         ({"pattern": ch.documents(torch.arange(2048) % 100)}, "needs documents of contiguous positions"),
         ({"statistics": True}, "returns no statistics"),
-        ({"sinks": True}, "returns no logsumexp, which learned sinks ask for"),
+        ({"sinks": True}, "gives the logsumexp no gradient, as learned sinks need"),
         ({"dropout": 0.1}, "drops no weights"),
         ({"softcap": 2.0}, "has no soft cap"),
         ({"bias": torch.zeros(1, 1, 1, 2048)}, "adds no bias"),

@@ -32,7 +32,7 @@ class Rates:
         return {"machine": machine(self.device), "device": self.device, "rates": rates}
 
 
-def calibrated(device: str = "cpu", rounds: int = 3, say: Say | None = None) -> Rates:
+def calibrated(device: str = "cpu", rounds: int = 5, say: Say | None = None) -> Rates:
     """Measure the kernels' rates on `device`, and keep them in the user's cache folder for `ch.explain` and every call.
 
     Raises InputError where there is no such device, or the folder cannot be written to.

@@ -211,7 +211,7 @@ def advise(
     return [json.dumps(found.record())] if as_json else found.lines()
 
 
-def calibrate(device: Device = "cpu", rounds: Rounds = 3, as_json: AsJson = False) -> list[str]:
+def calibrate(device: Device = "cpu", rounds: Rounds = 5, as_json: AsJson = False) -> list[str]:
     """Measure how fast the kernels are here, once, for the choice between them; kept in the user's cache folder."""
     from clearhead.bench import calibrated
 

@@ -15,12 +15,21 @@ from clearhead.kernels.visible import Visible
 SMALL = 1 << 20
 """Query-key pairs that may be held at once: 4 MiB in float32. Below, a dense mask or n² weights are the fast path."""
 
+FEATURES = {
+    "statistics": "returns no statistics",
+    "sinks": "gives the logsumexp no gradient, as learned sinks need",
+    "dropout": "drops no weights",
+    "softcap": "has no soft cap",
+    "bias": "adds no bias",
+}
+"""What a call may ask for, and what is said of a kernel that lacks it."""
+
 
 @dataclass(eq=False)  # a frozen one takes four times as long to make
 class Call:
     """One application of attention, as far as the choice of a kernel depends on it. `shape` is (B, H, Nq, Nk).
 
-    With learned `sinks` the logsumexp is asked for too, and has a gradient.
+    With learned `sinks` the logsumexp is asked for too, and has a gradient. `backward`: are gradients wanted?
     """
 
     shape: tuple[int, int, int, int]
@@ -32,6 +41,18 @@ class Call:
     statistics: bool = False
     sinks: bool = False
     dtype: torch.dtype = torch.float32
+    backward: bool = True
+
+    def lacking(self, *features: str) -> str | None:
+        """Why a kernel that lacks some of FEATURES cannot compute it (None: the call asks for none of them)."""
+        asked = {
+            "statistics": self.statistics,
+            "sinks": self.sinks,
+            "dropout": self.dropout,
+            "softcap": self.score.softcap is not None,
+            "bias": self.score.bias is not None,
+        }
+        return next((FEATURES[feature] for feature in features if asked[feature]), None)
 
     @property
     def pairs(self) -> int:
@@ -101,8 +122,9 @@ def describe(
     dropout: float = 0.0,
     statistics: bool = False,
     sinks: bool = False,
+    backward: bool = True,
 ) -> Call:
     """The call that q (B, H, Nq, D) and k (B, Hkv, Nk, D) make."""
     b, h, n_queries, width = q.shape
     shape = (b, h, n_queries, visible.n_keys)
-    return Call(shape, (width, value_width), q.device, visible, score, dropout, statistics, sinks, q.dtype)
+    return Call(shape, (width, value_width), q.device, visible, score, dropout, statistics, sinks, q.dtype, backward)

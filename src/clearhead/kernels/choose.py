@@ -11,7 +11,7 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.kernels import flex, packed
 from clearhead.kernels.call import SMALL, Call
-from clearhead.kernels.costs import Cost, as_bytes, how_streamed, in_bytes, measured, predicted
+from clearhead.kernels.costs import Cost, as_bytes, by_matrix_units, how_streamed, in_bytes, measured, predicted
 from clearhead.kernels.runs import ROWS
 from clearhead.kernels.score import ByDistance, traced
 from clearhead.kernels.sdpa import sdpa
@@ -20,17 +20,15 @@ WORTH = 0.9
 """The share of all pairs that may lie in blocks that are seen, for `blocks` to save work."""
 FASTER = 0.8
 """A kernel is passed over for one further down that is predicted to take less than this part of its time."""
+UNITS = 1 << 24
+"""Pairs from which on matrix units of `stream` make up for packing what they multiply: 4 heads of 2,048 tokens."""
 LATER = "later"
 """What is chosen where no tensor can be read, under the compiler and vmap: `blocks` or `stream`, when it runs."""
 
 
 def _sdpa(call: Call) -> str | None:
-    if call.statistics:
-        return "returns no statistics"
-    if call.sinks:
-        return "returns no logsumexp, which learned sinks ask for"
-    if call.score.softcap is not None:
-        return "has no soft cap"
+    if reason := call.lacking("statistics", "sinks", "softcap"):
+        return reason
     if isinstance(call.score.bias, ByDistance) and call.score.learns:
         return "gives a bias by distance its gradient pair by pair"
     if _always(call.pairs <= SMALL):
@@ -70,14 +68,8 @@ def _beyond_blocks(call: Call) -> str | None:
     width, value_width = call.widths
     if call.device.type != "cpu":
         return "is for CPUs"
-    if call.statistics:
-        return "returns no statistics"
-    if call.sinks:
-        return "gives the logsumexp no gradient, as learned sinks need"
-    if call.dropout:
-        return "drops no weights"
-    if call.score.softcap is not None:
-        return "has no soft cap"
+    if reason := call.lacking("statistics", "sinks", "dropout", "softcap"):
+        return reason
     if call.score.learns:
         return "gives a bias no gradient"
     if width != value_width or not width:
@@ -123,6 +115,8 @@ def choose(call: Call, among: Collection[str] = ()) -> str:
     if len(kernels) > 1 and traced():
         return "sdpa" if _sdpa(call) is None else "stream" if _beyond_blocks(call) else LATER
     budget, fits = _budget.get(), []
+    if budget is None and _units_pay(call):
+        return "stream"
     for name, misfit in kernels:
         if misfit(call) is None:
             fits.append(name)
@@ -132,6 +126,15 @@ def choose(call: Call, among: Collection[str] = ()) -> str:
         fits = _within(budget, {name: predicted(name, call) for name in fits})
     refined = len(fits) > 1 and not {"blocks", "packed", "flex"}.isdisjoint(fits)
     return _fastest({name: predicted(name, call) for name in fits}) if refined else fits[0]
+
+
+def _units_pay(call: Call) -> bool:
+    """Is `stream` faster than `sdpa`, though nothing is left out, because it keeps matrix units busy?
+
+    Their way back is not written, and a causal call is as fast either way.
+    """
+    dense = call.dtype == torch.bfloat16 and not call.backward and call.visible.full and call.visible.unpadded
+    return dense and call.score.bias is None and call.pairs >= UNITS and by_matrix_units(call)
 
 
 def _within(budget: int, costs: dict[str, Cost]) -> list[str]:
@@ -183,9 +186,10 @@ class Explanation:
 def explain(call: Call) -> Explanation:
     """The choice for `call` with its reasons, and what forward and backward pass are predicted to cost."""
     chosen, budget = choose(call), _budget.get()
+    units = budget is None and _units_pay(call)
     misfits = {name: misfit(call) for name, misfit in KERNELS}
     costs = {name: predicted(name, call) for name, misfit in misfits.items() if misfit is None}
-    reasons = {name: misfit or _passed_over(name, chosen, costs, budget) for name, misfit in misfits.items()}
+    reasons = {name: misfit or _passed_over(name, chosen, costs, budget, units) for name, misfit in misfits.items()}
     if "stream" in reasons and misfits["stream"] is None:
         reasons["stream"] += f"; {how_streamed(call)}"
     return Explanation(chosen, reasons, costs, (_source(call.device.type),))
@@ -199,12 +203,14 @@ def _source(device: str) -> str:
     return "Rates of this device are not measured: the order decides; see calibrate."
 
 
-def _passed_over(name: str, chosen: str, costs: dict[str, Cost], budget: int | None) -> str:
+def _passed_over(name: str, chosen: str, costs: dict[str, Cost], budget: int | None, units: bool) -> str:
     names = list(costs)
     if name == chosen:
         return "chosen: the first that fits" if name == names[0] else "chosen: predicted to be faster"
     if budget is not None and costs[name].memory > budget:
         return f"would hold more than the memory budget of {in_bytes(budget)}"
+    if units:
+        return f"fits, but without gradients {chosen} is faster by its matrix units"
     own, best = costs[name].seconds, costs[chosen].seconds
     if names.index(name) < names.index(chosen) and own is not None and best is not None:
         return f"fits, but {chosen} is predicted to take {best / own:.2g} of its time"

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.kernels import flex, packed, stream
+from clearhead.kernels import flex, fused, packed, stream
 from clearhead.kernels.call import Call
 from clearhead.kernels.tiles import COMPILED, PAIRS, Size
 
@@ -140,8 +141,20 @@ def predicted(kernel: str, call: Call) -> Cost:
 
 def how_streamed(call: Call) -> str:
     """In words, how `stream` computes a call."""
-    nothing = torch.empty(0, dtype=call.dtype, device=call.device)
-    return stream.how(nothing, nothing, nothing, stream.Task(call.visible, call.score, call.dropout))
+    return stream.how(*_empty(call))
+
+
+def by_matrix_units(call: Call) -> bool:
+    """Does `stream` take the products of a call's forward pass by matrix units?"""
+    q, k, v, task = _empty(call)
+    return fused.halves(q, k, v) is None and stream.misfit(q, k, v, task) is None
+
+
+def _empty(call: Call) -> tuple[Tensor, Tensor, Tensor, stream.Task]:
+    """A call's task, and queries, keys and values of its kind with nothing in them."""
+    width, value_width = call.widths
+    q = torch.empty(0, width, dtype=call.dtype, device=call.device)
+    return q, q, q.new_empty(0, value_width), stream.Task(call.visible, call.score, call.dropout)
 
 
 def _tensor_by_tensor(call: Call) -> bool:

@@ -40,10 +40,8 @@ def misfit(call: Call) -> str | None:
         return "needs Triton, which is not installed"
     if call.pairs <= SMALL:
         return f"is compiled for each kind of call, which {call.pairs:,} pairs are not worth"
-    if call.statistics:
-        return "returns no statistics"
-    if call.dropout:
-        return "drops no weights"
+    if reason := call.lacking("statistics", "dropout"):
+        return reason
     if call.dtype == torch.float64:
         return "computes in float32 or less"
     if min(call.widths) < LEAST:

@@ -104,6 +104,7 @@ def _kernel(call: tuple[Any, ...]) -> ModuleType:
     if call[-1] != LATER:
         return _KERNELS[call[-1]]
     q, k, v, task = _task(*call)
+    # whether gradients are wanted is not known here, and both passes must choose alike
     at_hand = describe(q, k, v.shape[-1], task.visible, task.score, task.dropout, task.sinks is not None)
     return _KERNELS[choose(at_hand, ("blocks", "stream"))]
 

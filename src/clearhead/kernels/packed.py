@@ -30,16 +30,8 @@ def misfit(call: Call) -> str | None:
         return "is for GPUs"
     if documents_and_reach(see.pattern) is None:
         return "is for documents, alone or with causal and window"
-    if call.statistics:
-        return "returns no statistics"
-    if call.sinks:
-        return "returns no logsumexp, which learned sinks ask for"
-    if call.dropout:
-        return "drops no weights"
-    if call.score.softcap is not None:
-        return "has no soft cap"
-    if call.score.bias is not None:
-        return "adds no bias"
+    if reason := call.lacking("statistics", "sinks", "dropout", "softcap", "bias"):
+        return reason
     if see.mask is not None or not (see.unpadded and see.aligned):
         return "takes no mask, lengths or positions"
     if call.dtype.itemsize != 2:

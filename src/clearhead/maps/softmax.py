@@ -44,6 +44,9 @@ from clearhead.maps.ring import cache_for
 from clearhead.maps.sinks import beside, kept
 from clearhead.patterns import Pattern, everything
 
+SMALL = 256
+"""Queries of a call whose choice of a kernel is not worth asking for."""
+
 
 class SoftmaxMap(AttentionMap):
     """The map of a softmax mechanism; `sinks` (H,) are learned ones."""
@@ -71,15 +74,18 @@ class SoftmaxMap(AttentionMap):
 
     def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
         """Which kernel computes this map's product with values of width `v_dim`, and why not each other one."""
-        return explain_call(self._call(self._q.shape[-1] if v_dim is None else v_dim, dropout, statistics))
+        call = self._call(self._q.shape[-1] if v_dim is None else v_dim, dropout, statistics)
+        return explain_call(call)
 
-    def _call(self, v_dim: int, dropout: float, statistics: bool) -> Call:
-        sinks = self._sinks is not None
-        return describe(self._q, self._k, v_dim, self.visible, self._score, dropout, statistics, sinks)
+    def _call(self, v_dim: int, dropout: float, statistics: bool, learns: bool = False) -> Call:
+        """`learns`: do the values want a gradient?"""
+        learns = learns or self._q.requires_grad or self._k.requires_grad or self._score.learns
+        learns, sinks = learns and torch.is_grad_enabled(), self._sinks is not None
+        return describe(self._q, self._k, v_dim, self.visible, self._score, dropout, statistics, sinks, learns)
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
         see = self.visible
-        kernel = choose(self._call(v.shape[-1], dropout, statistics))
+        kernel = choose(self._call(v.shape[-1], dropout, statistics, v.requires_grad))
         if kernel in OUTPUT_ALONE:
             return OUTPUT_ALONE[kernel](self._q, self._k, v, see, self._score, dropout), None
         q_padding, k_padding = see.padding()
@@ -332,6 +338,7 @@ def attend(
         and scale is softcap is bias is sinks is None
         and not (dropout or statistics)
         and q.dtype is k.dtype is v.dtype
+        and (q.dtype is torch.float32 or q.shape[2] <= SMALL)  # of other kinds of long calls there is a choice
         and q.is_floating_point()
         and q.device == k.device == v.device
     ):
