@@ -132,6 +132,14 @@ class SoftmaxMap(AttentionMap):
                 weights = partial(_softmax, tile, q, k, see, self._score, self._sinks)
                 yield Strip(tile.b, tile.h, tile.rows, tile.keys, weights)
 
+    def _received(self) -> Tensor:
+        q, k = self._q, self._k
+        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or self._score.learns)
+        if learns or self._sinks is not None:  # strips have gradients of any order
+            return super()._received()
+        nothing = k.new_zeros(*k.shape[:3], 0)
+        return run(q, k, nothing, self._task(self.visible, self._score, None, received=True))[2]
+
     def detach(self, copy: bool = False) -> "SoftmaxMap":
         own = (lambda x: x.detach().clone()) if copy else Tensor.detach
         sinks, score = None if self._sinks is None else own(self._sinks), self._score.changed(own)
