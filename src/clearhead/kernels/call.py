@@ -45,14 +45,18 @@ class Call:
 
     def lacking(self, *features: str) -> str | None:
         """Why a kernel that lacks some of FEATURES cannot compute it (None: the call asks for none of them)."""
-        asked = {
-            "statistics": self.statistics,
-            "sinks": self.sinks,
-            "dropout": self.dropout,
-            "softcap": self.score.softcap is not None,
-            "bias": self.score.bias is not None,
-        }
-        return next((FEATURES[feature] for feature in features if asked[feature]), None)
+        for feature in features:
+            if getattr(self, feature):
+                return FEATURES[feature]
+        return None
+
+    @property
+    def softcap(self) -> bool:
+        return self.score.softcap is not None
+
+    @property
+    def bias(self) -> bool:
+        return self.score.bias is not None
 
     @property
     def pairs(self) -> int:

@@ -111,7 +111,7 @@ def choose(call: Call, among: Collection[str] = ()) -> str:
 
     `among` names the kernels in question, if not all are. Raises InputError where no kernel meets the memory budget.
     """
-    kernels = [(name, misfit) for name, misfit in KERNELS if not among or name in among]
+    kernels = [(name, misfit) for name, misfit in KERNELS if name in among] if among else KERNELS
     if len(kernels) > 1 and traced():
         return "sdpa" if _sdpa(call) is None else "stream" if _beyond_blocks(call) else LATER
     budget, fits = _budget.get(), []

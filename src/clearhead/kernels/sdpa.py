@@ -61,8 +61,10 @@ def _mask(q: Tensor, k: Tensor, visible: Visible, score: Score) -> Tensor | None
     """What the fused kernel adds to the logits: nothing, a row per sample, or n². Queries that are padding see what
     keys there are; their output is cleared afterwards, like their gradient."""
     see = visible.real_keys() if visible.full else visible.dense(q.shape[0], q.shape[1])
-    bias = bias_of(whole(q.shape[0], k.shape[1], q.shape[1], visible.n_queries, visible.n_keys), score, visible)
-    if bias is None:
+    if score.bias is None:
+        return see
+    tile = whole(q.shape[0], k.shape[1], q.shape[1], visible.n_queries, visible.n_keys)
+    if (bias := bias_of(tile, score, visible)) is None:
         return see
     bias = bias.to(q.dtype)
     return bias if see is None else bias.masked_fill(~see, -math.inf)
