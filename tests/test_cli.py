@@ -203,6 +203,16 @@ def test_inspecting_a_run_needs_neither_trainer_nor_transformers(runs, tmp_path)
     assert done.stdout.decode().splitlines()[-1] == "[]", done.stderr.decode()
 
 
+def test_benchmarks_of_attention_import_no_training_engine():
+    code = (
+        "import sys\nfrom clearhead.cli import main\ntry: main(sys.argv[1:])\n"
+        "finally: print([m for m in ('lightning', 'transformers', 'matplotlib') if m in sys.modules])"
+    )
+    done = _python("-c", code, "bench", "memory", "--length", "0")
+    assert done.stdout.decode() == "[]\n"
+    assert done.stderr.decode().count("\n") == 1
+
+
 def test_predicting_needs_no_training_engine(runs):
     code = (
         f"import sys; sys.path.insert(0, {str(TINY.parent)!r}); import tiny_task\nfrom clearhead.cli import main\n"

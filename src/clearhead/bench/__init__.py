@@ -1,19 +1,37 @@
-"""Benchmarks: ratios against peers in the same run, paired, with their spread; never absolute speeds alone."""
+"""Benchmarks: ratios against peers in the same run, paired, with their spread; never absolute speeds alone.
 
-from clearhead.bench.advice import Advice, advise
-from clearhead.bench.attention import bench_attention
-from clearhead.bench.calibration import Rates, calibrated
-from clearhead.bench.case import Case
-from clearhead.bench.compare import Comparison, compare, machine, peak_memory
-from clearhead.bench.memory import Peaks, bench_memory
-from clearhead.bench.monitor import bench_monitor
-from clearhead.bench.patterns import bench_patterns
-from clearhead.bench.scaling import Growth, bench_scaling
-from clearhead.bench.small import Beyond, bench_small
-from clearhead.bench.statistics import bench_statistics
-from clearhead.bench.table import Table
-from clearhead.bench.training import Training, TrainingCase, bench_training
-from clearhead.bench.watch import bench_watch
+Names are resolved when first used: only training is measured with Lightning, and only some peers are imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Advice": "clearhead.bench.advice",
+    "Beyond": "clearhead.bench.small",
+    "Case": "clearhead.bench.case",
+    "Comparison": "clearhead.bench.compare",
+    "Growth": "clearhead.bench.scaling",
+    "Peaks": "clearhead.bench.memory",
+    "Rates": "clearhead.bench.calibration",
+    "Table": "clearhead.bench.table",
+    "Training": "clearhead.bench.training",
+    "TrainingCase": "clearhead.bench.training",
+    "advise": "clearhead.bench.advice",
+    "bench_attention": "clearhead.bench.attention",
+    "bench_memory": "clearhead.bench.memory",
+    "bench_monitor": "clearhead.bench.monitor",
+    "bench_patterns": "clearhead.bench.patterns",
+    "bench_scaling": "clearhead.bench.scaling",
+    "bench_small": "clearhead.bench.small",
+    "bench_statistics": "clearhead.bench.statistics",
+    "bench_training": "clearhead.bench.training",
+    "bench_watch": "clearhead.bench.watch",
+    "calibrated": "clearhead.bench.calibration",
+    "compare": "clearhead.bench.compare",
+    "machine": "clearhead.bench.compare",
+    "peak_memory": "clearhead.bench.compare",
+}
 
 __all__ = [
     "Advice",
@@ -41,3 +59,39 @@ __all__ = [
     "machine",
     "peak_memory",
 ]
+
+if TYPE_CHECKING:
+    from clearhead.bench.advice import Advice as Advice
+    from clearhead.bench.small import Beyond as Beyond
+    from clearhead.bench.case import Case as Case
+    from clearhead.bench.compare import Comparison as Comparison
+    from clearhead.bench.scaling import Growth as Growth
+    from clearhead.bench.memory import Peaks as Peaks
+    from clearhead.bench.calibration import Rates as Rates
+    from clearhead.bench.table import Table as Table
+    from clearhead.bench.training import Training as Training
+    from clearhead.bench.training import TrainingCase as TrainingCase
+    from clearhead.bench.advice import advise as advise
+    from clearhead.bench.attention import bench_attention as bench_attention
+    from clearhead.bench.memory import bench_memory as bench_memory
+    from clearhead.bench.monitor import bench_monitor as bench_monitor
+    from clearhead.bench.patterns import bench_patterns as bench_patterns
+    from clearhead.bench.scaling import bench_scaling as bench_scaling
+    from clearhead.bench.small import bench_small as bench_small
+    from clearhead.bench.statistics import bench_statistics as bench_statistics
+    from clearhead.bench.training import bench_training as bench_training
+    from clearhead.bench.watch import bench_watch as bench_watch
+    from clearhead.bench.calibration import calibrated as calibrated
+    from clearhead.bench.compare import compare as compare
+    from clearhead.bench.compare import machine as machine
+    from clearhead.bench.compare import peak_memory as peak_memory
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clearhead.bench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
