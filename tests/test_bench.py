@@ -37,11 +37,6 @@ from clearhead.errors import ClearheadError, InputError
 from clearhead.patterns import parse
 
 
-def holding(mebibytes: int):
-    """Work that holds so much memory; for `peak_memory`, which imports it."""
-    return lambda: bytearray(b"x" * (mebibytes << 20)).count(b"y")
-
-
 def test_arms_take_turns_and_warming_up_is_not_counted():
     order = []
     arms = {name: (lambda name=name: order.append(name)) for name in "abc"}
@@ -63,12 +58,12 @@ def test_peak_memory_is_that_of_the_work_alone(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     held = bytearray(b"x" * (300 << 20))  # by the process that asks: none of the work's
-    small, large = (peak_memory("test_bench", "holding", mebibytes=n) / 2**20 for n in (4, 200))
+    small, large = (peak_memory("held", "holding", mebibytes=n) / 2**20 for n in (4, 200))
     assert held[-1]
     assert small < 100
     assert 180 < large < 500
     with pytest.raises(ClearheadError, match="'nothing'"):
-        peak_memory("test_bench", "nothing")
+        peak_memory("held", "nothing")
 
 
 def test_watching_is_compared(monkeypatch, capsys):

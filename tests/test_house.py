@@ -117,6 +117,12 @@ def test_a_private_name_stays_in_its_file():
                 assert not private, f"{path}:{node.lineno}: {', '.join(private)} of {node.module}"
 
 
+@pytest.mark.parametrize("module", [name for name, path in MODULES.items() if "from jaxtyping" in path.read_text()])
+def test_shapes_that_are_written_down_are_checked(module, pytestconfig):
+    checked = pytestconfig.getoption("--jaxtyping-packages").split(",")[:-1]
+    assert any(f"{module}.".startswith(f"{part}.") for part in checked), "add it to pyproject.toml"
+
+
 def test_nothing_is_called_utils():
     vague = {"util", "utils", "helper", "helpers", "misc", "common"}
     assert not [str(path) for path in HOUSE.rglob("*") if path.stem in vague]
