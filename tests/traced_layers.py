@@ -73,7 +73,7 @@ def loaded(program):
 
 
 def exported(shapes=((2, 5), (4, 40), (7, 2), (2, 1100))):
-    """With any batch and length, one written and read back, every other pattern with padding, for shapes that the program never saw.
+    """With any batch and length, for shapes that the program never saw; every other with padding, one read back.
 
     Of the longest no dense mask is held: what a program chooses does not depend on the length it was traced at.
     """

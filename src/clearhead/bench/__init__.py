@@ -62,29 +62,29 @@ __all__ = [
 
 if TYPE_CHECKING:
     from clearhead.bench.advice import Advice as Advice
-    from clearhead.bench.small import Beyond as Beyond
-    from clearhead.bench.case import Case as Case
-    from clearhead.bench.compare import Comparison as Comparison
-    from clearhead.bench.scaling import Growth as Growth
-    from clearhead.bench.memory import Peaks as Peaks
-    from clearhead.bench.calibration import Rates as Rates
-    from clearhead.bench.table import Table as Table
-    from clearhead.bench.training import Training as Training
-    from clearhead.bench.training import TrainingCase as TrainingCase
     from clearhead.bench.advice import advise as advise
     from clearhead.bench.attention import bench_attention as bench_attention
-    from clearhead.bench.memory import bench_memory as bench_memory
-    from clearhead.bench.monitor import bench_monitor as bench_monitor
-    from clearhead.bench.patterns import bench_patterns as bench_patterns
-    from clearhead.bench.scaling import bench_scaling as bench_scaling
-    from clearhead.bench.small import bench_small as bench_small
-    from clearhead.bench.statistics import bench_statistics as bench_statistics
-    from clearhead.bench.training import bench_training as bench_training
-    from clearhead.bench.watch import bench_watch as bench_watch
+    from clearhead.bench.calibration import Rates as Rates
     from clearhead.bench.calibration import calibrated as calibrated
+    from clearhead.bench.case import Case as Case
+    from clearhead.bench.compare import Comparison as Comparison
     from clearhead.bench.compare import compare as compare
     from clearhead.bench.compare import machine as machine
     from clearhead.bench.compare import peak_memory as peak_memory
+    from clearhead.bench.memory import Peaks as Peaks
+    from clearhead.bench.memory import bench_memory as bench_memory
+    from clearhead.bench.monitor import bench_monitor as bench_monitor
+    from clearhead.bench.patterns import bench_patterns as bench_patterns
+    from clearhead.bench.scaling import Growth as Growth
+    from clearhead.bench.scaling import bench_scaling as bench_scaling
+    from clearhead.bench.small import Beyond as Beyond
+    from clearhead.bench.small import bench_small as bench_small
+    from clearhead.bench.statistics import bench_statistics as bench_statistics
+    from clearhead.bench.table import Table as Table
+    from clearhead.bench.training import Training as Training
+    from clearhead.bench.training import TrainingCase as TrainingCase
+    from clearhead.bench.training import bench_training as bench_training
+    from clearhead.bench.watch import bench_watch as bench_watch
 
 
 def __getattr__(name: str) -> Any:
