@@ -138,8 +138,8 @@ def test_the_seed_decides_everything(tmp_path):
 
 def test_accumulated_batches_equal_the_full_batch(tmp_path):
     # One batch holds all examples, or several of different sizes do: the same gradient, and so the same weights.
-    # By AdamW, since Muon's bfloat16 iterations make more of the last digits in which the two sums differ; where a
-    # gradient is nearly zero, AdamW makes a step of them too.
+    # By AdamW, since Muon's bfloat16 iterations make more of the last digits in which the two sums differ. A key's bias
+    # adds the same to all logits of a row, so that its gradient is nothing but such digits.
     settings = ("model.dropout=0", "train.duration=6 epochs", "data.byte_share=0", "train.average=1")
     settings = (*settings, "train.optimizer=adamw", "train.learning_rate=3e-3")
     examples = Examples.read(Tiny(), "train", LETTERS, SYMBOLS)
@@ -148,7 +148,8 @@ def test_accumulated_batches_equal_the_full_batch(tmp_path):
     whole = _weights(small(*settings, "data.batch_tokens=1000000"), tmp_path / "whole")
     cut = _weights(small(*settings, "data.batch_tokens=4000", f"train.accumulate={parts}"), tmp_path / "cut")
     for name in whole:
-        torch.testing.assert_close(cut[name], whole[name], rtol=1e-3, atol=6e-4)
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(cut[name], whole[name], rtol=1e-3, atol=2e-4)
 
 
 def test_training_stops_early_and_takes_the_best(tmp_path):
