@@ -108,8 +108,8 @@ def test_a_run_stopped_after_its_last_step_is_finished_by_resuming(tmp_path, mon
 
 def test_resuming_does_not_change_the_configuration(tmp_path):
     run = RunFolder(tmp_path / "run")
-    run.create()
-    run.write_config(small())
+    with run.begun():
+        run.write_config(small())
     with pytest.raises(ConfigError, match="differs from what is asked for, and --resume cannot change it"):
         train(small("model.layers=2"), name="run", runs=tmp_path, resume=True)
     with pytest.raises(ConfigError, match="--resume cannot change it"):

@@ -13,7 +13,8 @@ runs/g2p/
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,19 +49,42 @@ class RunFolder:
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
-    def create(self, overwrite: bool = False) -> None:
-        """Make the folder; with `overwrite`, in the place of an older run.
+    @contextmanager
+    def begun(self, overwrite: bool = False) -> Iterator[None]:
+        """A block that begins a run in this folder; with `overwrite`, in the place of an older one.
 
-        Raises RunError when something is there already: a run without `overwrite`, or whatever is no run.
+        The folder is gone again where the block finds that nothing can be learnt. The older run is removed at its end,
+        and comes back if it does not get there. Raises RunError when something is there already: a run without
+        `overwrite`, or whatever is no run.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not self.config.exists():
-                raise RunError(f"{self.path} exists and is no run folder: choose another --name")
-            if not overwrite:
-                raise RunError(
-                    f"{self.path} exists: go on with --resume, choose another --name, or replace it by --overwrite"
-                )
-            shutil.rmtree(self.path)
+        older = self._set_aside(overwrite)
+        try:
+            self._make()
+            yield
+        except BaseException as error:
+            if older is not None or isinstance(error, ClearheadError):
+                shutil.rmtree(self.path, ignore_errors=True)
+            if older is not None:
+                older.rename(self.path)
+            raise
+        if older is not None:
+            shutil.rmtree(older)
+
+    def _set_aside(self, overwrite: bool) -> Path | None:
+        """Where an older run now is; None: there was none."""
+        if not (self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))):
+            return None
+        if not self.config.exists():
+            raise RunError(f"{self.path} exists and is no run folder: choose another --name")
+        if not overwrite:
+            raise RunError(
+                f"{self.path} exists: go on with --resume, choose another --name, or replace it by --overwrite"
+            )
+        older = self.path.with_name(f".{self.path.name}.older")
+        shutil.rmtree(older, ignore_errors=True)  # of a start that was killed
+        return self.path.rename(older)
+
+    def _make(self) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -39,14 +39,6 @@ def open_data(data: Data) -> Source:
     return Files(files, Columns(data.source_column, data.target_column))
 
 
-def check_data(data: Data) -> None:
-    """Raise DataError, with file and line, for what cannot be learnt from."""
-    source = open_data(data)
-    if isinstance(source, Files):
-        for split in source.splits:
-            source.check(split)
-
-
 def gather(config: Config, say: Callable[[str], None], run: RunFolder | None = None, along: bool = False) -> Material:
     """Check, tokenise and count.
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from clearhead.data import Batches, Examples
-from clearhead.errors import ConfigError, InputError, RunError
+from clearhead.errors import ConfigError, RunError
 from clearhead.train import checkpoints, parts, precision
 from clearhead.train.config import TASKS, Config
 from clearhead.train.evaluation import Evaluation, validation_loss
@@ -22,7 +22,7 @@ from clearhead.train.folder import RunFolder, write_text
 from clearhead.train.forecast import forecast
 from clearhead.train.interrupt import Interrupt, Interrupted
 from clearhead.train.journal import Display, Journal
-from clearhead.train.material import Material, check_data, gather
+from clearhead.train.material import Material, gather
 from clearhead.train.model import Model, build
 from clearhead.train.monitoring import Monitor
 from clearhead.train.report import write_report
@@ -61,16 +61,11 @@ def train(
         return _along(run, resume)
     if resume:
         config = _started(run, None if task in TASKS and not settings else config)
-    else:
-        check_data(config.data)  # before an older run is replaced
-        run.create(overwrite)
-        run.write_config(config)
-    try:
         material = gather(config, say, run)
-    except InputError:
-        if not resume:  # nothing has begun: the next start finds the place free
-            shutil.rmtree(run.path)
-        raise
+    else:
+        with run.begun(overwrite):
+            run.write_config(config)
+            material = gather(config, say, run)
     model = _with_decisions(run, _new(config, material), material.train, say)
     _fit(run, model, material, resume)
     _finish(run, model, material, say)
