@@ -75,6 +75,8 @@ def test_one_command_trains_scores_and_predicts(folder, capsys, monkeypatch):
     assert "122 examples" in said  # 2 of them with a token spelled by bytes
     scores = json.loads((folder / "runs/own/scores.json").read_text())
     assert scores["split"] == "valid"
+    assert said.count("judged as exact: --set score=… says otherwise\n") == 1
+    assert load("runs/own").config.score == "exact"
     kept = json.loads((folder / "runs/own/data.json").read_text())
     assert kept["pairs"] == {"train": 120, "valid": 8}
     assert not (folder / "runs/own/tokens").exists()

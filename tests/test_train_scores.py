@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clearhead.data import sources
 from clearhead.errors import MissingExtra
-from clearhead.train.judges import JUDGES, edit_distance, error_rates, lead, without_stress
+from clearhead.train.judges import JUDGES, edit_distance, error_rates, fitting, lead, without_stress
 from clearhead.train.scores import examples, headline, lines, table
 from tiny_task import Tiny
 
@@ -48,6 +48,15 @@ def test_errors_are_to_the_nearest_answer():
     assert error_rates([[], ["A"]], [[["A", "B"]], [["A"]]]) == (0.5, 2 / 3, 1.0)
     with pytest.raises(ValueError, match="zip"):
         error_rates([["A"]], [[["A"]], [["B"]]])
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "kind"),
+    [(1, 1, "exact"), (60, 2, "exact"), (12, 14, "translation"), (29, 5, "translation"), (60, 20, "summary")],
+)
+def test_texts_say_how_they_are_to_be_judged(source, target, kind):
+    odd = ("word " * 500, "word " * 500)
+    assert fitting([*[("a " * source, "b " * target)] * 3, odd]) == kind
 
 
 def test_stress_is_only_digits_behind_letters():

@@ -221,8 +221,8 @@ class Config(Section):
 
     task: str = "g2p"
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    score: Literal["exact", "pronunciation", "summary", "translation"] = "exact"
-    """How predictions are judged: see `clearhead.train.judges`."""
+    score: Literal["auto", "exact", "pronunciation", "summary", "translation"] = "auto"
+    """How predictions are judged: see `clearhead.train.judges`; auto: as the lengths of the texts suggest."""
     data: Data = Data()
     model: Network = Network()
     train: Training = Training()

@@ -5,8 +5,9 @@ A judge is given sources, predictions and, for each, all its right answers; it g
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from statistics import median
 from typing import Any, ClassVar, NamedTuple
 
 from clearhead.errors import extra
@@ -184,6 +185,19 @@ JUDGES: dict[str, type[Judge]] = {
     "summary": Summary,
     "translation": Translation,
 }
+
+LONG, SHORT = 30, 3
+"""Words: sources of at least so many may be summarised, and targets of at most so many are short answers."""
+
+
+def fitting(pairs: Iterable[tuple[str, str]]) -> str:
+    """The judge whose kind of texts these pairs look like, by the median of their words."""
+    words = [(len(source.split()), len(target.split())) for source, target in pairs]
+    source, target = (median(side) for side in zip(*words, strict=True))
+    if target <= SHORT:
+        return "exact"
+    return "summary" if source >= max(LONG, 3 * target) else "translation"
+
 
 _STRESS = re.compile(r"(?<=[A-Z])[012]\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+")

@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from clearhead.train.folder import RunFolder, write_text
 from clearhead.train.forecast import forecast
 from clearhead.train.interrupt import Interrupt, Interrupted
 from clearhead.train.journal import Display, Journal
+from clearhead.train.judges import fitting
 from clearhead.train.material import Material, gather
 from clearhead.train.model import Model, build
 from clearhead.train.monitoring import Monitor
@@ -66,7 +68,9 @@ def train(
         with run.begun(overwrite):
             run.write_config(config)
             material = gather(config, say, run)
-    model = _with_decisions(run, _new(config, material), material.train, say)
+    if (scored := _with_judge(config, material)) != config:
+        say(f"judged as {scored.score}: --set score=… says otherwise")
+    model = _with_decisions(run, _new(scored, material), material.train, say)
     _fit(run, model, material, resume)
     _finish(run, model, material, say)
     return model
@@ -81,8 +85,15 @@ def _along(run: RunFolder, resume: bool) -> NoReturn:
     """Train as one of the processes that are not the first, which has made the folder and all decisions."""
     config = run.read_config()
     material = gather(config, lambda _: None, run, along=True)
-    _fit(run, _new(config, material), material, resume)
+    _fit(run, _new(_with_judge(config, material), material), material, resume)
     raise SystemExit(0)
+
+
+def _with_judge(config: Config, material: Material) -> Config:
+    """The configuration with its judge, which `auto` leaves to what the first texts look like."""
+    if config.score != "auto":
+        return config
+    return config.model_copy(update={"score": fitting(islice(material.source.pairs("valid"), 1000))})
 
 
 def _new(config: Config, material: Material) -> Model:
@@ -103,6 +114,8 @@ def _started(run: RunFolder, config: Config | None) -> Config:
         raise RunError(f"{run.path} has been trained to its end: train longer under another --name, or --overwrite it")
     if config and config.train.precision == "auto":  # it was decided then
         config = _decided(config, precision=started.train.precision)
+    if config and config.score == "auto":
+        config = config.model_copy(update={"score": started.score})
     if config and config.train.parts is None:
         config = _decided(config, parts=started.train.parts)
     if config and config != started:
