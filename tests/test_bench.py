@@ -1,8 +1,12 @@
 """Benchmarks compare in turns, say what they measured, and measure memory where it is used."""
 
+import importlib.util
 import json
 import math
 import os
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -361,3 +365,24 @@ def test_calibrating_a_device_that_is_none_is_one_line(capsys):
         main(["calibrate", "--device", "tpu"])
     assert ended.value.code == 2
     assert "'tpu'" in capsys.readouterr().err
+
+
+def test_the_table_of_cases_is_made_of_what_is_printed(tmp_path, monkeypatch, capsys):
+    """In small: what the docs say of a case is read from the JSON of its command."""
+    spec = importlib.util.spec_from_file_location("cases", Path(__file__).parent.parent / "bench" / "cases.py")
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+
+    def small(command):
+        arguments = re.sub(r"--(length|heads|rounds) \d+", "", command)
+        with pytest.raises(SystemExit):
+            main(["bench", *shlex.split(arguments), "--length", "64", "--heads", "1", "--rounds", "2", "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    case = "output and statistics"
+    monkeypatch.setattr(cases, "run", small)
+    monkeypatch.setattr(sys, "argv", ["cases.py", case, "--out", str(tmp_path)])
+    cases.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3
+    assert re.fullmatch(rf"\| {case} \| [^|]+ \| [\d.]+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \|", lines[2])
