@@ -77,6 +77,7 @@ def test_one_command_trains_scores_and_predicts(folder, capsys, monkeypatch):
     assert scores["split"] == "valid"
     assert said.count("judged as exact: --set score=… says otherwise\n") == 1
     assert load("runs/own").config.score == "exact"
+    assert "parameters; train.a.gz and train.b.gz, 8 steps" in (folder / "runs/own/report.html").read_text()
     kept = json.loads((folder / "runs/own/data.json").read_text())
     assert kept["pairs"] == {"train": 120, "valid": 8}
     assert not (folder / "runs/own/tokens").exists()

@@ -115,11 +115,12 @@ def _title(task: str, name: str) -> str:
 
 
 def _subtitle(model: Model) -> str:
-    network = model.config.model
+    network, data = model.config.model, model.config.data
+    learnt_from = data.source or " and ".join(Path(file).name for file in data.train or ())
     weights = sum(weight.numel() for weight in model.module.parameters())
     layers = f"{network.encoder_layers or network.layers} + {network.decoder_layers or network.layers} layers"
     train = model.config.train
     return (
         f"{layers} of width {network.embed_dim}, {network.num_heads} heads, {weights:,} parameters; "
-        f"{model.config.data.source}, {train.duration}, {train.precision}, seed {model.config.seed}"
+        f"{learnt_from}, {train.duration}, {train.precision}, seed {model.config.seed}"
     )
