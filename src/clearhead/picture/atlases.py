@@ -49,6 +49,7 @@ def atlas(
     findings: Records = (),
     pairs: Records = (),
     curves: Records = (),
+    opened: tuple[int, int] | None = None,
     whole: bool = True,
 ) -> None:
     """Write the page to `path`: a dashboard of all heads, tokens linked, maps, and the flow through one token.
@@ -60,6 +61,7 @@ def atlas(
     - `findings`: {"layer": its place among `layers`, "head" or None, "rule", "severity", "sentence"}.
     - `pairs`: {"layer": as above, "head", "query", "key"}: who attends to whom most.
     - `curves`: the records of metrics.jsonl of a run, as for `training_report`.
+    - `opened`: the layer's place and the head that is shown first; None: the first that a finding names.
     - `whole`: are these all layers of the model? Only then can be told what an output rests on.
 
     Weights are in the page with 4 decimals, those of fewer or longer rows with up to 6.
@@ -82,6 +84,7 @@ def atlas(
         "findings": [dict(finding) for finding in findings],
         "pairs": [dict(pair) for pair in pairs],
         "sums": SUMS,
+        "opened": opened,
         "whole": whole,
         "numbers": compressed(_numbers(layers, packed)),
     }
