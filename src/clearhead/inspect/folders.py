@@ -67,8 +67,9 @@ class RunModel(Inspected):
         trained, limit = self._trained, self._trained.config.model.max_length
         source = check_lengths([question.text], trained.source_tokenizer.encode([question.text]), limit)
         said = trained.predict([question.text])[0] if question.target is None else question.target
-        target = check_lengths([said], trained.target_tokenizer.encode([said]), limit - 1)[0]
-        phonemes = trained.target_tokenizer.labels(said)
+        encoded, predicted = trained.target_tokenizer.encode([said]), question.target is None
+        target = check_lengths([said], encoded, limit - 1, truncate=predicted)[0]  # a prediction may fill all positions
+        phonemes = trained.target_tokenizer.labels(said)[: len(target)]
         return Reading(
             {"source": torch.tensor(source), "target": torch.tensor([[BOS, *target]])},
             trained.source_tokenizer.labels(question.text),

@@ -43,7 +43,10 @@ class Page:
             raise InputError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
 
     def write(self, found: "Inspection", chosen: Sequence[tuple[Call, int]], *, whole: bool) -> None:
-        """Draw what was `found`, of the `whole` model or of some layers; the first `chosen` head is open. Raises InputError where it is too much."""
+        """Draw what was `found`, of the `whole` model or of some layers; the first `chosen` head is open.
+
+        Raises InputError where it is too much.
+        """
         count = sum(call.shape[1] * call.shape[2] * call.shape[3] for call in found.seen)
         if count > LIMIT:
             longest = max(max(call.shape[2:]) for call in found.seen)

@@ -33,7 +33,9 @@ def report(found: Inspection, width: int = 80, colour: bool = False) -> list[str
         lines += ["", "strongest pairs (query -> key), one of each head, by LAYER:HEAD", *_pairs(found.pairs, width)]
     if found.files:
         names = ", ".join(file.name for file in found.files)
-        lines += ["", *_wrapped(f"written to {found.files[0].parent}: {names}", width)]
+        alone = len(found.files) == 1  # a page; a folder holds several
+        where = str(found.files[0]) if alone else f"{found.files[0].parent}: {names}"
+        lines += ["", *_wrapped(f"written to {where}", width)]
     return lines + [part for note in found.notes for part in _wrapped(note, width)]
 
 

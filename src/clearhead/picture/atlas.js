@@ -36,6 +36,9 @@ function unpacked(codes) {
 const countOf = (layer) => layer.heads * (axes[layer.rows].names.length * (axes[layer.columns].names.length + 1) + axes[layer.columns].names.length);
 const weightsOf = (layer, head) => valuesOf(layer.codes.subarray(head * layer.queries * layer.keys, (head + 1) * layer.queries * layer.keys), layer.decimals);
 const sumsOf = (layer, head, name, count) => valuesOf(layer[name].subarray(head * count, (head + 1) * count), data.sums);
+// What a head is called, with its stack where there are several.
+const several = new Set(layers.map((layer) => layer.group)).size > 1;
+const called = (i, head) => `${several ? `${GROUPS[layers[i].group]}, ` : ""}${layers[i].name}, ${head === null ? "all heads" : `head ${head}`}`;
 const number = (value) => (value === null || value === undefined ? "not measured" : String(Number(value.toPrecision(4))));
 
 // The mean of a layer's heads, whose rows sum to 1 whatever was rounded; a row that sees nothing keeps what it has.
@@ -88,7 +91,6 @@ function drawDashboard() {
     return el("div", { role: "group", "aria-label": GROUPS[group] }, el("h3", {}, GROUPS[group]),
       el("div", { class: "heads" }, numbers, ...members.map((i) => el("div", { class: "layer" }, el("span", { title: layers[i].path }, layers[i].name), across(most, heads(i))))));
   }));
-  drawHeads();
 }
 
 function across(most, children) {
@@ -109,8 +111,8 @@ function heads(i) {
 
 function limitsOf() {
   const known = layers.flatMap((layer) => layer.statistics[state.statistic]).filter((value) => value !== null);
-  const [low, high] = [known.reduce((a, b) => Math.min(a, b), 0), known.reduce((a, b) => Math.max(a, b), 0)];
-  return [low, statistic().high ?? (high || 1)];
+  if (statistic().high !== null || !known.length) return [0, statistic().high ?? 1];
+  return [known.reduce((a, b) => Math.min(a, b)), known.reduce((a, b) => Math.max(a, b))];
 }
 
 function drawHeads() {
@@ -125,7 +127,7 @@ function drawHeads() {
 
 function named(button, i, head, more) {
   const found = healthOf(i, head).map((each) => `${each.severity}: ${each.rule}`).join(", ");
-  const text = `${GROUPS[layers[i].group]}, ${layers[i].name}, head ${head}${more}${found ? `; ${found}` : ""}`;
+  const text = `${called(i, head)}${more}${found ? `; ${found}` : ""}`;
   button.title = text;
   button.setAttribute("aria-label", text);
 }
@@ -226,6 +228,7 @@ function choose(i, head) {
   if (state.token >= layer.queries) state.token = null;
   if (state.key >= layer.keys) state.key = null;
   drawHead();
+  course?.show(layer.path, state.head);
   remember();
 }
 
@@ -236,12 +239,14 @@ function drawHead() {
     button.setAttribute("aria-pressed", mine);
     button.tabIndex = mine ? 0 : -1;
   });
-  title.textContent = `${layer.name}, head ${state.head}`;
+  title.textContent = called(state.layer, state.head);
   path.textContent = layer.path;
   health.replaceChildren(...healthOf(state.layer, state.head).map((each) => el("li", { class: each.severity }, el("b", {}, `${each.severity}: `), each.sentence)));
-  facts.replaceChildren(...data.statistics.flatMap((each) => [el("div", { title: each.words }, el("dt", {}, each.title), el("dd", {}, number(layer.statistics[each.key][state.head])))]));
+  facts.replaceChildren(...data.statistics.flatMap((each) => [el("div", { title: each.words }, el("dt", {}, each.title), fact(layer.statistics[each.key][state.head]))]));
   drawView();
 }
+
+const fact = (value) => el("dd", value === null ? { class: "absent" } : {}, number(value));
 
 function drawView() {
   const layer = layers[state.layer];
@@ -375,7 +380,7 @@ function listed(words, lines) {
 }
 
 function leads(layer, head, kept = {}) {
-  const button = el("button", { type: "button" }, `${layers[layer].name}, ${head === null ? "all heads" : `head ${head}`}`);
+  const button = el("button", { type: "button" }, called(layer, head));
   button.addEventListener("click", () => {
     Object.assign(state, kept);
     choose(layer, head ?? 0);
@@ -393,7 +398,7 @@ const judged = () => {
 };
 const strongest = () => listed("Strongest pairs", data.pairs.map(({ layer, head, query, key }) => {
   const each = layers[layer];
-  const weight = valuesOf([each.codes[(head * each.queries + query) * each.keys + key]], each.decimals)[0].toFixed(each.decimals);
+  const weight = valuesOf([each.codes[(head * each.queries + query) * each.keys + key]], each.decimals)[0].toFixed(4);
   return el("li", {}, leads(layer, head, { token: query, key: null }), " ", el("b", {}, weight), ` ${quoted(axes[each.rows].names[query])} → ${quoted(axes[each.columns].names[key])}`);
 }));
 
@@ -404,6 +409,7 @@ const large = el("div", { class: "large" }, title, path, health, facts, el("div"
 function drawAll() {
   drawHeads();
   drawHead();
+  course?.show(layers[state.layer].path, state.head);
 }
 
 function begin() {
@@ -420,17 +426,17 @@ function begin() {
     remember();
   });
   toggle.addEventListener("click", remember);
-  addEventListener("hashchange", () => recall() && (redraw(), drawAll()));
-  redraws.push(drawAll);
-  label();
+  addEventListener("hashchange", () => recall() && redraw());
   drawDashboard();
-  drawHead();
+  redraws.push(drawAll);
+  redraw();
   let width = large.clientWidth;
   new ResizeObserver(() => {
     if (large.clientWidth === width) return;
     width = large.clientWidth;
     drawView();
   }).observe(large);
+  performance.mark("ready");
   root.dataset.ready = "";
 }
 

@@ -35,7 +35,7 @@ STATISTICS = {
     "visible": ("visible keys", "how many keys a query sees, on average", None),
     "logsumexp": ("log-sum-exp", "the logarithm of the softmax's denominator, on average", None),
 }
-"""As for the strips: the title of each statistic, what it says, and the upper end of its colours where that is fixed."""
+"""As for the strips: the title of each statistic, what it says, and the upper end of its colours if that is fixed."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -56,8 +56,8 @@ def atlas(
 
     - `layers`: {"path", "group", "weights": (H, Nq, Nk), "entropy": (H, Nq), "received": (H, Nk), "statistics": {name:
       H numbers, None where it was not measured}, "rows", "columns": names of tokens}, in the order in which they run.
-      "special", a pair of lists, says which rows and columns stand for no text. Layers of one group, "encoder", "decoder",
-      "cross" or "", are of one stack.
+      "special", a pair of lists, says which rows and columns stand for no text. Layers of one group, "encoder",
+      "decoder", "cross" or "", are of one stack.
     - `findings`: {"layer": its place among `layers`, "head" or None, "rule", "severity", "sentence"}.
     - `pairs`: {"layer": as above, "head", "query", "key"}: who attends to whom most.
     - `curves`: the records of metrics.jsonl of a run, as for `training_report`.

@@ -43,19 +43,22 @@ function scale() {
 }
 
 function colour(value, limits, missing = attention.notFinite) {
-  return Number.isNaN(value) ? channels(missing) : scale()[Math.round(place(value, limits) * (SHADES - 1))];
+  return Number.isNaN(value) ? channels(missing) : scale()[shadeOf(value, limits)];
 }
+const shadeOf = (value, limits) => Math.round(place(value, limits) * (SHADES - 1));
 
 // What can be read on a colour.
 const inkOn = ([red, green, blue]) => (0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#1c1b22" : "#ffffff");
 
-function paint(canvas, width, height, value, limits, missing) {
+function paint(canvas, width, height, value, limits, missing = attention.notFinite) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(width, height);
+  const [known, unknown] = [scale(), channels(missing)]; // asked for once, and not for every pixel
   for (let i = 0; i < width * height; i++) {
-    const [red, green, blue] = colour(value(i), limits, missing);
+    const number = value(i);
+    const [red, green, blue] = Number.isNaN(number) ? unknown : known[shadeOf(number, limits)];
     pixels.data[4 * i] = red;
     pixels.data[4 * i + 1] = green;
     pixels.data[4 * i + 2] = blue;

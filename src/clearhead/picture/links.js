@@ -17,7 +17,7 @@ function headLinks(chosen, held) {
   const seen = (side, i) => !(side === "query" ? shown.hiddenRows : shown.hidden).has(i);
   const names = (side) => (side === "query" ? shown.rows : shown.columns);
   const other = (side) => (side === "query" ? "key" : "query");
-  const said = (value) => (Number.isNaN(value) ? "NaN" : value.toFixed(shown.decimals));
+  const said = (value) => (Number.isNaN(value) ? "NaN" : value.toFixed(4));
 
   // The token that is looked at: under the pointer, or else held; null where there is neither.
   function active(hovered) {
@@ -54,14 +54,13 @@ function headLinks(chosen, held) {
     [tokens, lines] = [[], []];
     if (lined()) {
       const [queries, keys] = [column("query"), column("key")];
-      stage.replaceChildren(el("div", { class: "lines" }, el("div", { class: "column right" }, el("h4", {}, "query"), ...queries),
+      stage.replaceChildren(el("div", { class: "options" }, way()), el("div", { class: "lines" }, el("div", { class: "column right" }, el("h4", {}, "query"), ...queries),
         between(queries, keys), el("div", { class: "column" }, el("h4", {}, "key"), ...keys)));
     } else if (what.same) {
-      stage.replaceChildren(direction(), block(chosen.from ? "key" : "query", ""));
+      stage.replaceChildren(el("div", { class: "options" }, direction(), way()), block(chosen.from ? "key" : "query", ""));
     } else {
-      stage.replaceChildren(block("query", "queries (attend)"), block("key", "keys (attended to)"));
+      stage.replaceChildren(el("div", { class: "options" }, way()), block("query", "queries (attend)"), block("key", "keys (attended to)"));
     }
-    stage.append(way());
     draw();
   }
 
@@ -98,7 +97,7 @@ function headLinks(chosen, held) {
   }
 
   function way() {
-    const button = el("button", { type: "button", class: "way" }, lined() ? "as text" : "as lines");
+    const button = el("button", { type: "button" }, lined() ? "as text" : "as lines");
     button.addEventListener("click", () => {
       chosen.lines = !lined();
       show(shown);

@@ -21,7 +21,8 @@ function headMap(chosen, label, redraw, picked = () => {}) {
     const left = 30 + 8 * longest(rows);
     const [top, right] = [received ? 46 : 2, entropy ? 62 : 6];
     const room = Math.max(node.clientWidth, 240) - left - right;
-    const cell = clamp(Math.floor(Math.min(room / columns.length, 560 / rows.length)), 3, 46);
+    const fit = Math.min(room / columns.length, 560 / rows.length);
+    const cell = clamp(fit < 6 ? fit : Math.floor(fit), 3, 46);
     const [width, height] = [columns.length * cell, rows.length * cell];
     const wide = columns.map((text) => Math.min(text.length, 16) * 8 + 3 > cell);
     const turned = wide.filter(Boolean).length > columns.length / 4; // where many names are too wide, all are turned
@@ -50,7 +51,7 @@ function headMap(chosen, label, redraw, picked = () => {}) {
       }),
       svg("text", { class: "axis middle", transform: `translate(12 ${top + height / 2}) rotate(-90)` }, height < 110 ? "query" : "query (attends)"),
       svg("text", { class: "axis middle", x: left + width / 2, y: top + height + below - 4 }, width < 130 ? "key" : "key (attended to)"),
-      ...(received && width > 60 ? [svg("text", { class: "axis end", x: left - 7, y: top - 10 }, left > 70 ? "received" : "")] : []),
+      ...(received ? [svg("text", { class: "axis", x: left + width + 6, y: top - 8 }, "received")] : []),
       ...(entropy ? [svg("text", { class: "axis", x: left + width + 6, y: top + height + 16 }, "entropy")] : []),
       svg("rect", { class: "pick", visibility: "hidden", rx: 2 }),
     );

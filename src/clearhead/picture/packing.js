@@ -1,15 +1,14 @@
-// Very many numbers, as `compressed` packs them: base85, deflate, and codes of one byte or more
+// Very many numbers, as `compressed` packs them: two characters are 13 bits of what was deflated, behind one that says
+// how many bytes too many that makes
 
-// The first character says how many bytes at the end are there only to make blocks of five characters whole.
 function bytesOf(text) {
-  const alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;.=>?@^_`{|}~";
-  const value = new Uint8Array(128);
-  [...alphabet].forEach((character, i) => (value[character.charCodeAt(0)] = i));
-  const bytes = new Uint8Array(((text.length - 1) / 5) * 4);
-  for (let i = 1, at = 0; i < text.length; i += 5) {
-    let word = 0;
-    for (let j = 0; j < 5; j++) word = word * 85 + value[text.charCodeAt(i + j)];
-    for (let shift = 24; shift >= 0; shift -= 8) bytes[at++] = word >>> shift;
+  const value = new Uint8Array(127);
+  for (let code = 33, next = 0; code < 127; code++) if (!'"<\\'.includes(String.fromCharCode(code))) value[code] = next++;
+  const bytes = new Uint8Array(Math.floor((((text.length - 1) / 2) * 13) / 8));
+  let [bits, count, at] = [0, 0, 0];
+  for (let i = 1; i < text.length; i += 2) {
+    bits = ((bits << 13) | (91 * value[text.charCodeAt(i)] + value[text.charCodeAt(i + 1)])) & 0xfffff; // 7 + 13
+    for (count += 13; count >= 8; ) bytes[at++] = bits >>> (count -= 8);
   }
   return bytes.subarray(0, bytes.length - Number(text[0]));
 }

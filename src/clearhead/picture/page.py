@@ -53,9 +53,8 @@ def page(title: str, body: Markup, data: Any, script: Sequence[str], style: Sequ
     styles, shell = "".join(_read(f"{name}.css") for name in style), _read("report.html")
     parts = "\n".join(_read(f"{name}.js") for name in script)
     script = f'\n"use strict";\n(() => {{\n{parts}}})();\n'
-    policy = (
-        f"default-src 'none'; style-src {_hash(styles)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
+    own = f"style-src {_hash(styles)}; script-src {_hash(script)}"
+    policy = f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
     text = Template(shell).substitute(
         title=html.escape(title),
         policy=html.escape(policy, quote=False),

@@ -1,6 +1,6 @@
 // The flow through one token: what its output rests on, layer by layer (Abnar & Zuidema 2020)
 
-const EDGES = 60; // the strongest of a layer that are drawn
+const [MOVES, STAYS] = [60, 30]; // the strongest of a layer that are drawn: from token to token, and those that stay
 
 // `chosen` holds the token; `held` is told when another is chosen.
 function flowOf(chosen, held) {
@@ -22,16 +22,17 @@ function flowOf(chosen, held) {
         for (let j = 0; above[i] && j < n; j++) {
           const flow = (above[i] * (mean[i * n + j] + (i === j ? 1 : 0))) / 2;
           below[j] += flow;
-          if (flow > 0.002) found.push({ i, j, flow });
+          if (flow > 1e-4) found.push({ i, j, flow });
         }
       }
       levels.unshift(below);
-      edges.unshift(found.sort((a, b) => b.flow - a.flow).slice(0, EDGES));
+      found.sort((a, b) => b.flow - a.flow);
+      edges.unshift([...found.filter(({ i, j }) => i === j).slice(0, STAYS), ...found.filter(({ i, j }) => i !== j).slice(0, MOVES)]);
     }
     return { levels, edges };
   }
 
-  const percent = (share) => (share > 0 && share < 0.005 ? "<1 %" : `${Math.round(100 * share)} %`);
+  const percent = (share) => (share > 0 && share < 0.005 ? "<1\u00a0%" : `${Math.round(100 * share)}\u00a0%`);
 
   // `means` of the heads of each layer of the stack, `names` of its tokens and of its `layers`, and the `causal` ones end last.
   function show(what) {
@@ -55,20 +56,21 @@ function flowOf(chosen, held) {
     const width = left + n * cell + 12;
     const every = Math.ceil(13 / cell);
     const most = Math.max(...levels[0]);
+    const strongest = edges.map((some) => Math.max(...some.map(({ flow }) => flow)));
     const labels = what.names.map((text) => shortened(text, 14));
 
     picture.replaceChildren(
       ...what.layers.map((name, l) => svg("text", { class: "end axis", x: left - 10, y: y(l + 0.5) + 4 }, shortened(name, 9))),
       ...what.layers.map((_, l) => svg("line", { class: "rule", x1: left, x2: width - 12, y1: y(l), y2: y(l) })),
       ...edges.flatMap((some, l) => some.map(({ i, j, flow }) => svg("path", {
-        class: i === j ? "stays" : "moves", "stroke-width": Math.max(14 * flow, 0.4).toFixed(2), "stroke-opacity": clamp(0.25 + 1.5 * flow, 0, 0.95).toFixed(2),
+        class: i === j ? "stays" : "moves", "stroke-width": Math.max(14 * flow, 0.6).toFixed(2), "stroke-opacity": (0.1 + 0.75 * Math.sqrt(flow / strongest[l])).toFixed(2),
         d: `M${x(i)} ${y(l + 1)}C${x(i)} ${y(l + 0.45)} ${x(j)} ${y(l + 0.55)} ${x(j)} ${y(l)}`,
       }))),
-      ...levels.flatMap((level, l) => [...level].flatMap((share, i) => (share < 0.004 ? [] : [svg("circle", {
-        cx: x(i), cy: y(l), r: Math.min(1.5 + 9 * Math.sqrt(share), Math.max(cell / 2, 3)).toFixed(1), "data-level": l, "data-token": i })]))),
+      ...levels.flatMap((level, l) => [...level].flatMap((share, i) => (share < 0.001 ? [] : [svg("circle", {
+        cx: x(i), cy: y(l), r: clamp(11 * Math.sqrt(share), 0.8, 9).toFixed(1), "data-level": l, "data-token": i })]))),
       ...[...levels[0]].map((share, i) => svg("rect", { class: i === token ? "sum own" : "sum", x: x(i) - cell * 0.35, width: cell * 0.7, y: y(0) + 12, height: 40 * share / most })),
       ...labels.map((text, i) => (i % every && i !== token ? "" : svg("text", { class: i === token ? "end here" : "end", "data-name": i, transform: `translate(${x(i) + 4.5} ${foot}) rotate(-90)` }, text))).filter(Boolean),
-      svg("text", { class: "middle here", x: clamp(x(token), left + 30, width - 40), y: 13 }, `output of ${quoted(shortened(what.names[token], 14))}`),
+      svg("text", { class: x(token) > width - 120 ? "end here" : "here", x: x(token) > width - 120 ? width - 8 : x(token) - 5, y: 13 }, `output of ${quoted(shortened(what.names[token], 14))}`),
       svg("text", { class: "end axis", x: left - 10, y: y(0) + 26 }, "rests on"),
     );
     picture.setAttribute("width", width);

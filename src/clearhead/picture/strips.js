@@ -184,5 +184,9 @@ function drawCourse() {
     el("div", { class: "panel" }, name, read, el("figure", {}, curve), legend)));
   draw();
   redraws.push(draw);
+  course.show = (path, head) => {
+    const layer = layers.findIndex((each) => each.path === path && head < each.heads);
+    if (layer >= 0) choose(layer, head, chosen.at);
+  };
 }
 if (course) drawCourse();
