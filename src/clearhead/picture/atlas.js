@@ -158,7 +158,8 @@ function drawThumbnail(button, i, head) {
       if (codes[at] > largest) largest = codes[at];
     }
   }
-  const values = valuesOf(broken ? most : most.map((code) => code || 1), decimals);
+  if (!broken) for (let at = 0; at < most.length; at++) most[at] ||= 1;
+  const values = valuesOf(most, decimals);
   const top = state.stretch ? (largest - 1) / 10 ** decimals || 1 : 1;
   const canvas = el("canvas", { "aria-hidden": "true" });
   paint(canvas, wide, high, (at) => values[at], state.log ? [0, top, 10 ** -decimals] : [0, top]);

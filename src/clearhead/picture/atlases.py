@@ -88,8 +88,8 @@ def atlas(
         "whole": whole,
         "numbers": compressed(_numbers(layers, packed)),
     }
-    body = join(_header(title, subtitle), tag("main", *_sections(curves)))
-    Path(path).write_bytes(page(f"{title}: attention", body, data, ATLAS, ("report", "atlas")))
+    body = join(_header(legible(title), legible(subtitle)), tag("main", *_sections(curves)))
+    Path(path).write_bytes(page(f"{legible(title)}: attention", body, data, ATLAS, ("report", "atlas")))
 
 
 class _Axes:

@@ -50,19 +50,20 @@ const shadeOf = (value, limits) => Math.round(place(value, limits) * (SHADES - 1
 // What can be read on a colour.
 const inkOn = ([red, green, blue]) => (0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#1c1b22" : "#ffffff");
 
+const packedColour = ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // as pixels lie in memory
+const packedScales = {};
+
 function paint(canvas, width, height, value, limits, missing = attention.notFinite) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(width, height);
-  const [known, unknown] = [scale(), channels(missing)]; // asked for once, and not for every pixel
-  for (let i = 0; i < width * height; i++) {
+  const whole = new Uint32Array(pixels.data.buffer);
+  const known = (packedScales[isDark()] ??= Uint32Array.from(scale(), packedColour)); // asked for once, not for every pixel
+  const unknown = packedColour(channels(missing));
+  for (let i = 0; i < whole.length; i++) {
     const number = value(i);
-    const [red, green, blue] = Number.isNaN(number) ? unknown : known[shadeOf(number, limits)];
-    pixels.data[4 * i] = red;
-    pixels.data[4 * i + 1] = green;
-    pixels.data[4 * i + 2] = blue;
-    pixels.data[4 * i + 3] = 255;
+    whole[i] = Number.isNaN(number) ? unknown : known[shadeOf(number, limits)];
   }
   context.putImageData(pixels, 0, 0);
 }

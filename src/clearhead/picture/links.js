@@ -139,7 +139,7 @@ function headLinks(chosen, held) {
       return;
     }
     const far = names(other(now.side));
-    const most = [...values.keys()].filter((i) => !Number.isNaN(values[i]) && seen(other(now.side), i)).sort((a, b) => values[b] - values[a]).slice(0, 5);
+    const most = [...values.keys()].filter((i) => values[i] >= 0.00005 && seen(other(now.side), i)).sort((a, b) => values[b] - values[a]).slice(0, 5);
     words.replaceChildren(now.side === "query" ? "query " : "key ", el("b", {}, quoted(names(now.side)[now.i])), ` (${now.i}) `,
       now.side === "query" ? "attends to " : "is attended to by ",
       ...most.flatMap((i, at) => [at ? ", " : "", quoted(far[i]), " ", el("b", {}, said(values[i]))]),

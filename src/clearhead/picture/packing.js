@@ -33,4 +33,8 @@ function codesOf(bytes, count) {
   return codes;
 }
 
-const valuesOf = (codes, decimals) => Float64Array.from(codes, (code) => (code ? (code - 1) / 10 ** decimals : NaN));
+function valuesOf(codes, decimals) {
+  const [values, unit] = [new Float64Array(codes.length), 10 ** decimals];
+  for (let i = 0; i < codes.length; i++) values[i] = codes[i] ? (codes[i] - 1) / unit : NaN;
+  return values;
+}

@@ -51,9 +51,9 @@ ALPHABET = np.array([c for c in range(33, 127) if c not in b'"<\\'], np.uint8)
 def compressed(arrays: Iterable[tuple[np.ndarray, int]]) -> str:
     """Arrays of numbers from 0 on, each rounded to so many decimals, one after the other as one compressed text.
 
-    A number becomes the code 1 + number · 10^decimals, and what is not finite 0. Codes below ESCAPE are a byte; the bytes
-    of all others follow, plane by plane. 13 bits at a time, the most significant first, are two characters: their number's
-    quotient and rest by 91; before them stands how many whole bytes were added in the end.
+    A number becomes the code 1 + number · 10^decimals, and what is not finite 0. Codes below ESCAPE are a byte; the
+    bytes of all others follow, plane by plane. 13 bits at a time, the most significant first, are two characters: their
+    number's quotient and rest by 91; before them stands how many whole bytes were added in the end.
 
     Raises InputError for negative numbers, and for those that need over 24 bits.
     """

@@ -87,10 +87,10 @@ function flowOf(chosen, held) {
         el("small", {}, `of what the output of ${quoted(shown.names[shown.token])} rests on`));
       return;
     }
-    const most = [...relevance.keys()].sort((a, b) => relevance[b] - relevance[a]).slice(0, 5);
+    const most = [...relevance.keys()].sort((a, b) => relevance[b] - relevance[a]).slice(0, 4);
     words.replaceChildren("the output of ", el("b", {}, quoted(shown.names[shown.token])), ` (${shown.token}) rests on `,
       ...most.flatMap((i, at) => [at ? ", " : "", quoted(shown.names[i]), " ", el("b", {}, percent(relevance[i]))]),
-      el("small", {}, "rollout: half of each layer's input stays, half goes where its heads attend on average; the strongest paths are drawn"));
+      el("small", {}, "rollout: half of each layer's input stays, half goes where its heads attend on average"));
   }
 
   const under = (event) => {
