@@ -18,7 +18,7 @@ const KEYS = [
 ];
 const state = {
   layer: 0, head: 0, statistic: "map", view: "tokens", token: null, key: null, cell: null,
-  first: false, special: false, log: false, stretch: false, from: false, lines: null,
+  first: false, special: false, log: false, stretch: true, from: false, lines: null,
 };
 const grids = new Map(); // the buttons of each layer
 
@@ -296,7 +296,8 @@ function remember() {
   if (state.lines !== null) kept.tokens = state.lines ? "lines" : "text";
   const hidden = ["first", "special"].filter((key) => state[key]);
   if (hidden.length) kept.hide = hidden.join(" ");
-  for (const key of ["stretch", "from"]) if (state[key]) kept[key] = 1;
+  if (!state.stretch) kept.range = "one";
+  if (state.from) kept.from = 1;
   if (root.dataset.theme) kept.theme = root.dataset.theme;
   history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
 }
@@ -312,7 +313,7 @@ function recall() {
   Object.assign(state, {
     layer, head: whole("head", layers[layer].heads) ?? 0, token: whole("token", layers[layer].queries), key: whole("key", layers[layer].keys), cell: null,
     statistic: one("statistic", ["map", ...data.statistics.map((each) => each.key)], "map"), view: one("view", Object.keys(VIEWS), "tokens"),
-    log: kept.get("scale") === "log", lines: kept.has("tokens") ? kept.get("tokens") === "lines" : null, stretch: kept.has("stretch"), from: kept.has("from"),
+    log: kept.get("scale") === "log", lines: kept.has("tokens") ? kept.get("tokens") === "lines" : null, stretch: kept.get("range") !== "one", from: kept.has("from"),
     first: hidden.includes("first"), special: hidden.includes("special"),
   });
   if (["light", "dark"].includes(kept.get("theme"))) root.dataset.theme = kept.get("theme");

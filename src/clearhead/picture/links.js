@@ -73,8 +73,8 @@ function headLinks(chosen, held) {
       const [i, j] = [Number(query.dataset.index), Number(key.dataset.index)];
       if (!(weight(i, j) >= most / 100)) return;
       const [from, to] = [(a + 0.5) * HIGH, (b + 0.5) * HIGH];
-      const line = svg("path", { d: `M0 ${from}C45 ${from} 55 ${to} 100 ${to}`, "stroke-opacity": (weight(i, j) / most).toFixed(3) });
-      lines.push({ i, j, line });
+      const line = svg("path", { d: `M0 ${from}C45 ${from} 55 ${to} 100 ${to}` });
+      lines.push({ i, j, line, most });
       area.append(line);
     }));
     return area;
@@ -123,7 +123,10 @@ function headLinks(chosen, held) {
       button.setAttribute("aria-pressed", chosen[side === "query" ? "token" : "key"] === i);
       button.lastChild.textContent = now && coloured && lined() ? said(values[i]) : "";
     }
-    for (const { i, j, line } of lines) line.classList.toggle("off", Boolean(now) && (now.side === "query" ? i : j) !== now.i);
+    for (const { i, j, line, most } of lines) {
+      line.classList.toggle("off", Boolean(now) && (now.side === "query" ? i : j) !== now.i);
+      line.setAttribute("stroke-opacity", (weight(i, j) / (now ? limits[1] : most)).toFixed(3));
+    }
     tell(now, values, limits);
   }
 
