@@ -1,8 +1,8 @@
 """Draw the pictures of README and of these pages again: python docs/make_pictures.py [FOLDER]
 
-Those of a trained model need runs/g2p (`make train`), one of them a browser too; that of the collapse needs demos/collapse
-(`clearhead demo collapse`). Without, they are left alone. Those of PAGES are what the pages' own code saves: the code is run, so that a picture is
-what the code above it draws.
+Those of a trained model need runs/g2p (`make train`), one of them a browser too; that of the collapse needs
+demos/collapse (`clearhead demo collapse`). Without, they are left alone. Those of PAGES are what the pages' own code
+saves: the code is run, so that a picture is what the code above it draws.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def word() -> Figure:
 
 
 def atlas() -> bytes:
-    """The page of `clearhead inspect` for a word, as a browser shows it: cross-attention, and what one phoneme looks at."""
+    """The page of `clearhead inspect` for a word, as a browser shows it: what one phoneme looks at."""
     from playwright.sync_api import sync_playwright
 
     from clearhead.inspect import inspect
