@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearhead.errors import InputError
-from clearhead.inspect.labels import label
+from clearhead.inspect.labels import counted, label
 from clearhead.inspect.models import Names, Special
 from clearhead.inspect.ranking import ranked
 from clearhead.observe import Call
@@ -75,10 +75,11 @@ def _subtitle(found: "Inspection") -> str:
     model = found.model.model
     weights = sum(weight.numel() for weight in model.parameters())
     heads = sum(call.heads for call in found.seen)
-    read = found.question.text or f"{found.seen[0].shape[3]} tokens"
+    read = found.question.text or counted(found.seen[0].shape[3], "token")
     text = " ".join(read.split())
     shown = text if len(text) <= 120 else f"{text[:119]}…"
-    return f"{type(model).__name__}, {weights:,} parameters, {len(found.seen)} layers, {heads} heads · {shown}"
+    size = f"{weights:,} parameters, {counted(len(found.seen), 'layer')}, {counted(heads, 'head')}"
+    return f"{type(model).__name__}, {size} · {shown}"
 
 
 def _layers(found: "Inspection") -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ function headMap(chosen, label, redraw, picked = () => {}) {
     const [top, right] = [received ? 46 : 2, entropy ? 62 : 6];
     const room = Math.max(node.clientWidth, 240) - left - right;
     const fit = Math.min(room / columns.length, 560 / rows.length);
-    const cell = clamp(fit < 6 ? fit : Math.floor(fit), 3, 46);
+    const cell = clamp(fit < 6 ? fit : Math.floor(fit), 1, 46);
+    const thin = cell > 3 ? 1 : 0; // between bars
     const [width, height] = [columns.length * cell, rows.length * cell];
     const wide = columns.map((text) => Math.min(text.length, 16) * 8 + 3 > cell);
     const turned = wide.filter(Boolean).length > columns.length / 4; // where many names are too wide, all are turned
@@ -40,8 +41,8 @@ function headMap(chosen, label, redraw, picked = () => {}) {
       ...[...hidden].map((j) => svg("rect", { class: "blank", x: left + j * cell, y: top, width: cell, height })),
       ...[...hiddenRows].map((i) => svg("rect", { class: "blank", x: left, y: top + i * cell, width, height: cell })),
       svg("rect", { class: "frame", x: left, y: top, width, height }),
-      ...(received ? bars(received, columns.length, (j, size) => ({ x: left + j * cell + 0.5, y: top - 6 - 30 * size, width: cell - 1, height: 30 * size }), hidden) : []),
-      ...(entropy ? bars(entropy, rows.length, (i, size) => ({ x: left + width + 6, y: top + i * cell + 0.5, width: 46 * size, height: cell - 1 }), hiddenRows) : []),
+      ...(received ? bars(received, columns.length, (j, size) => ({ x: left + j * cell + thin / 2, y: top - 6 - 30 * size, width: cell - thin, height: 30 * size }), hidden) : []),
+      ...(entropy ? bars(entropy, rows.length, (i, size) => ({ x: left + width + 6, y: top + i * cell + thin / 2, width: 46 * size, height: cell - thin }), hiddenRows) : []),
       ...rows.flatMap((text, i) => named(text, i, "row", cell, { x: left - 7, y: top + (i + 0.5) * cell + 4.5, class: "end" })),
       ...columns.flatMap((text, j) => {
         const x = left + (j + 0.5) * cell;

@@ -6,7 +6,8 @@ const [MOVES, STAYS] = [60, 30]; // the strongest of a layer that are drawn: fro
 function flowOf(chosen, held) {
   const words = el("output", { class: "read", "aria-live": "polite" });
   const picture = svg("svg", { tabindex: 0, role: "application", "aria-roledescription": "paths", "aria-label": "Flow through one token: arrow keys choose the token" });
-  const node = el("div", { class: "paths" }, words, el("div", { class: "plot" }, picture));
+  const plot = el("div", { class: "plot" }, picture);
+  const node = el("div", { class: "paths" }, words, plot);
   let shown = null;
 
   // Relevance of every token on each level, from the output (last) down to the input (0), and the paths between.
@@ -75,6 +76,7 @@ function flowOf(chosen, held) {
     );
     picture.setAttribute("width", width);
     picture.setAttribute("height", foot + 8 * Math.min(Math.max(...labels.map((text) => text.length)), 14) + 8);
+    if (width > plot.clientWidth) plot.scrollLeft = x(token) - plot.clientWidth / 2;
     Object.assign(shown, { token, levels, left, cell });
     tell();
   }
