@@ -108,6 +108,15 @@ def weights(found, layer, head):
     return found.seen[layer].map.weights()[0, head].numpy()
 
 
+def main_thread_of_a_reload(page):
+    """Seconds of processor time until the page can be used: what a clock says where nothing else runs."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.reload()
+    page.wait_for_selector("[data-ready]")
+    return {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
+
+
 def open_head(page, layer, head):
     page.locator(f'.head[data-layer="{layer}"][data-head="{head}"]').click()
 
@@ -387,8 +396,7 @@ def test_a_page_of_144_heads_is_small_and_soon_there(visit, tmp_path):
     found = type("Found", (), {"files": [tmp_path / "page.html"]})
     page = visit(found, "#layer=layers.7&head=5&view=map&token=99&key=42")
     assert cell_said(page) == ("token 99", f"{A[7, 5, 99, 42]:.4f}", "token 42")
-    # a second where nothing else runs
-    assert page.evaluate("performance.getEntriesByName('ready')[0].startTime") < 5000
+    assert 0.05 < main_thread_of_a_reload(page) < 1
 
 
 def test_numbers_are_packed_as_told():

@@ -438,7 +438,6 @@ function begin() {
     width = large.clientWidth;
     drawView();
   }).observe(large);
-  performance.mark("ready");
   root.dataset.ready = "";
 }
 
