@@ -16,7 +16,7 @@ from typing import Any
 
 SHARED = ("page", "colour", "map")
 REPORT = (*SHARED, "chart", "strips", "explorer")
-ATLAS = (*SHARED, "packing", "strips", "links", "paths", "atlas")
+ATLAS = (*SHARED, "packing", "strips", "links", "paths", "dashboard", "atlas")
 """The parts of each page's script, named like the Python files that write what they bring to life; they share names."""
 
 
