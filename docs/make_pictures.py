@@ -1,8 +1,8 @@
 """Draw the pictures of README and of these pages again: python docs/make_pictures.py [FOLDER]
 
-That of a trained model needs runs/g2p (`make train`), that of the collapse demos/collapse (`clearhead demo collapse`);
-without, they are left alone. Those of PAGES are what the pages' own code saves: the code is run, so that a picture is
-what the code above it draws.
+Those of a trained model need runs/g2p (`make train`), one of them a browser too; that of the collapse needs
+demos/collapse (`clearhead demo collapse`). Without, they are left alone. Those of PAGES are what the pages' own code
+saves: the code is run, so that a picture is what the code above it draws.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from clearhead.demo.picture import picture as collapse_picture
 
 HERE = Path(__file__).parent
 RUN = HERE.parent / "runs" / "g2p"
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 STORY = HERE.parent / "demos" / "collapse" / "collapse.json"
 WORD = "attention"
 
@@ -74,19 +76,40 @@ def word() -> Figure:
     return ch.picture.heatmap(A.weights().mean(1), rows=rows, columns=model.source_tokenizer.labels(WORD), title=WORD)
 
 
+def atlas() -> bytes:
+    """The page of `clearhead inspect` for a word, as a browser shows it: what one phoneme looks at."""
+    from playwright.sync_api import sync_playwright
+
+    from clearhead.inspect import inspect
+
+    head = "#layer=decoder.layers.0.cross_attention&head=1&token=3"
+    with tempfile.TemporaryDirectory() as work, sync_playwright() as engine:
+        file = inspect(RUN, WORD, out=Path(work, "page.html")).files[0]
+        browser = engine.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1200, "height": 800}, color_scheme="light")
+        page.goto(file.as_uri() + head)
+        page.wait_for_selector("[data-ready]")
+        seen = page.locator(".atlas").screenshot()
+        browser.close()
+    return seen
+
+
 def story() -> Figure:
     """How attention collapses, as the demo told it last."""
     return collapse_picture(Collapse.of(json.loads(STORY.read_text(encoding="utf-8"))))
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {
+PICTURES: dict[str, Callable[[], Figure | bytes]] = {
     "weights": weights,
     "patterns": patterns,
     "long": long,
     "word": word,
+    "atlas": atlas,
     "story": story,
 }
-NEEDED = {"word": RUN / "model.safetensors", "story": STORY}
+TRAINED = (RUN / "model.safetensors").exists()
+NEEDED = {"word": TRAINED, "atlas": TRAINED and BROWSER is not None, "story": STORY.exists()}
+"""Is there what these need?"""
 
 PAGES = (HERE / "self-attention.md", HERE / "observe.md")
 DPI = 130  # crisp on screens that have more than one dot to a pixel
@@ -119,6 +142,14 @@ def make_of(page: Path, folder: Path) -> list[Path]:
     return made
 
 
+def _png(drawn: Figure | bytes) -> io.BytesIO:
+    if isinstance(drawn, bytes):
+        return io.BytesIO(drawn)
+    file = io.BytesIO()
+    drawn.savefig(file, dpi=DPI)
+    return file
+
+
 def _save(picture: Image.Image, path: Path) -> None:
     few = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
@@ -129,11 +160,9 @@ def make(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, draw in PICTURES.items():
-        if name not in NEEDED or NEEDED[name].exists():
+        if NEEDED.get(name, True):
             made.append(folder / f"{name}.png")
-            drawn = io.BytesIO()
-            draw().savefig(drawn, dpi=DPI)
-            _save(Image.open(drawn), made[-1])
+            _save(Image.open(_png(draw())), made[-1])
     return made
 
 

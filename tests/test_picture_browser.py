@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clearhead.picture import training_report
-from clearhead.picture.colour import DARK
+from clearhead.picture.colour import DARK, LIGHT
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -147,6 +147,24 @@ def test_the_colours_follow_the_theme(page):
     page.locator("#theme").click()
     page.wait_for_timeout(500)
     assert colours() == light
+
+
+def test_small_weights_have_a_colour_on_a_logarithmic_scale(page):
+    path = "decoder.layers.0.cross_attention"
+    head(page, path, 1).click()
+    pixel = """at => {
+        const copy = new OffscreenCanvas(1, 1).getContext("2d");
+        copy.drawImage(document.querySelector(".large .plot canvas"), -at[1], -at[0]);
+        return [...copy.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    }"""
+    weights = MAPS[path][1]
+    row, column = map(int, np.unravel_index(np.argmin(np.abs(weights - 0.01)), weights.shape))
+    place = {False: weights[row, column], True: np.log10(weights[row, column] / 1e-4) / 4}
+    scale = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in LIGHT])
+    for log in (False, True):
+        page.locator("#log").set_checked(log)
+        want = [np.interp(place[log], np.linspace(0, 1, len(scale)), scale[:, i]) for i in range(3)]
+        assert page.evaluate(pixel, [row, column]) == pytest.approx(want, abs=2)
 
 
 def test_predictions_can_be_filtered_and_words_stay_words(page):

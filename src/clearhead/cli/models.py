@@ -141,7 +141,10 @@ def inspect(
         list[str] | None, typer.Option("--head", metavar="LAYER:HEAD", help="A head to draw large; repeatable.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where pictures and statistics.json go.", show_default="inspected/MODEL")
+        Path | None,
+        typer.Option(
+            help="Where pictures and statistics.json go; NAME.html is one page.", show_default="inspected/MODEL"
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, and write nothing where there is no --out.")

@@ -1,6 +1,7 @@
 """From a folder to the model in it: a run of `clearhead train`, or what `save_pretrained` of Hugging Face wrote."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,8 +9,9 @@ from clearhead.data import BOS
 from clearhead.data.checks import check_lengths, check_texts
 from clearhead.errors import InputError
 from clearhead.inspect.hugging_face import HuggingFaceModel
-from clearhead.inspect.models import Inspected, Question, Reading
+from clearhead.inspect.models import Inspected, Question, Reading, Special
 from clearhead.train import load
+from clearhead.train.folder import RunFolder
 
 PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 """Endings of files that can run any code when they are loaded."""
@@ -65,11 +67,16 @@ class RunModel(Inspected):
         trained, limit = self._trained, self._trained.config.model.max_length
         source = check_lengths([question.text], trained.source_tokenizer.encode([question.text]), limit)
         said = trained.predict([question.text])[0] if question.target is None else question.target
-        target = check_lengths([said], trained.target_tokenizer.encode([said]), limit - 1)[0]
-        phonemes = trained.target_tokenizer.labels(said)
+        encoded, predicted = trained.target_tokenizer.encode([said]), question.target is None
+        target = check_lengths([said], encoded, limit - 1, truncate=predicted)[0]  # a prediction may fill all positions
+        phonemes = trained.target_tokenizer.labels(said)[: len(target)]
         return Reading(
             {"source": torch.tensor(source), "target": torch.tensor([[BOS, *target]])},
             trained.source_tokenizer.labels(question.text),
-            ["begin", *phonemes],
-            [*phonemes, "end"],
+            [Special("begin"), *phonemes],
+            [*phonemes, Special("end")],
         )
+
+    def history(self) -> list[dict[str, Any]]:
+        """The records of its metrics.jsonl."""
+        return RunFolder(self.path).read_metrics()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from clearhead.errors import ClearheadError, InputError, extra
-from clearhead.inspect.models import Inspected, Names, Question, Reading
+from clearhead.inspect.models import Inspected, Names, Question, Reading, Special
 from clearhead.inspect.saved import check_loaded, check_saved, check_tokenizer
 from clearhead.observe import Seen
 
@@ -203,7 +203,9 @@ def _name(tokenizer: Any, number: int) -> str:
     if token is None:
         return str(number)
     text = tokenizer.decode([number]).strip()
-    return text if text and "\N{REPLACEMENT CHARACTER}" not in text else str(token)
+    name = text if text and "\N{REPLACEMENT CHARACTER}" not in text else str(token)
+    stands_for_text = number not in tokenizer.all_special_ids or number == tokenizer.unk_token_id
+    return name if stands_for_text else Special(name)
 
 
 @contextmanager

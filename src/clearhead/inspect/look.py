@@ -11,6 +11,7 @@ from clearhead.errors import InputError
 from clearhead.inspect.files import Folder
 from clearhead.inspect.folders import open_model
 from clearhead.inspect.models import Inspected, Question, Reading
+from clearhead.inspect.pages import ENDINGS, Page
 from clearhead.observe import Call, Finding, Seen, check, top_pairs
 from clearhead.observe.heads import KEYS
 from clearhead.observe.numbers.kept import visible_keys
@@ -98,12 +99,13 @@ def inspect(
         target: what the decoder of an encoder-decoder reads; None: what the model predicts greedily.
         layers: paths of modules to look at, "*" stands for anything; None: all.
         heads: heads to draw, such as "encoder.layer.3:5"; those that a rule names are drawn anyhow.
-        out: the folder for pictures and statistics.json; None: nothing is written.
+        out: the folder for pictures and statistics.json; or a file that ends in .html: all of it as one page, which
+            needs no network; None: nothing is written.
 
     Raises InputError, in one line, for a folder without a model, pickled weights, a text that the model cannot read, a
-    layer or head that is not there, and a folder `out` that holds other things.
+    layer or head that is not there, a folder `out` that holds other things, and a page of too many weights.
     """
-    folder = None if out is None else Folder(Path(out))
+    written = None if out is None else _written(Path(out))
     question = Question(text, target, tokens, None if image is None else Path(image))
     model = open_model(path)
     reading = model.read(question)
@@ -113,12 +115,18 @@ def inspect(
     chosen = [choice for head in heads for choice in _chosen(seen, head)]
     findings = check(seen)
     found = Inspection(model, question, reading, seen, findings, _strongest(model, reading, seen), [], [])
-    if folder is not None:
+    if isinstance(written, Folder):
         from clearhead.inspect.pictures import pictures  # which needs matplotlib
 
         drawn = pictures(model, reading, seen, findings, chosen, whole=layers is None, notes=found.notes)
-        folder.write(drawn, found.files, found.record)
+        written.write(drawn, found.files, found.record)
+    elif written is not None:
+        written.write(found, chosen, whole=layers is None)
     return found
+
+
+def _written(out: Path) -> Folder | Page:
+    return Page(out) if out.suffix.lower() in ENDINGS else Folder(out)
 
 
 def _unseen(model: Inspected, seen: Seen, layers: Sequence[str] | None) -> str:

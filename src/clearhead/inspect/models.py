@@ -19,6 +19,10 @@ from clearhead.observe.calls import under
 Names = list[str] | None
 
 
+class Special(str):
+    """The name of a token that stands for no text, such as [CLS]."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a model is given, and the names of the tokens; None where they have none (patches of an image).
@@ -52,6 +56,9 @@ class Question:
             raise InputError(f"{what}: give one of --text, --file, --tokens and --image")
         if self.text is not None and not self.text.strip():
             raise InputError("the text is empty")
+        for what, text in (("text", self.text), ("target", self.target)):
+            if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+                raise InputError(f"the {what} holds bytes that are no UTF-8: write it in UTF-8")
 
 
 class Inspected(ABC):
@@ -75,6 +82,10 @@ class Inspected(ABC):
     def encoder(self) -> str:
         """The path of the encoder of an encoder-decoder."""
         return "encoder"
+
+    def history(self) -> list[dict[str, Any]]:
+        """What was recorded while it was trained, as for `training_report`; nothing, where nothing is known."""
+        return []
 
     @torch.no_grad()
     def look(self, reading: Reading, layers: Sequence[str] | None = None) -> Seen:

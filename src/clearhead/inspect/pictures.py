@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from clearhead.errors import InputError
+from clearhead.inspect.labels import label
 from clearhead.inspect.models import Inspected, Names, Reading
 from clearhead.inspect.ranking import ranked
 from clearhead.observe import Call, Finding, Seen, rollout
@@ -50,11 +51,6 @@ def pictures(
     for side, calls in sides.items() if whole else ():
         if side != "cross":
             yield from _rollout(side, calls, model.names(calls[0], reading)[1], notes)
-
-
-def label(name: str, turn: int) -> str:
-    """A layer, and which of its runs it is where its weights are shared."""
-    return f"{name} (run {turn + 1})" if turn else name
 
 
 def _grids(model: Inspected, reading: Reading, side: str, calls: list[Call]) -> Iterator[Picture]:

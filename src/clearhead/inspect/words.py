@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from clearhead.inspect.labels import counted
 from clearhead.inspect.look import Attended, Inspection
 from clearhead.inspect.ranking import ranked
 from clearhead.observe import Finding
@@ -33,25 +34,23 @@ def report(found: Inspection, width: int = 80, colour: bool = False) -> list[str
         lines += ["", "strongest pairs (query -> key), one of each head, by LAYER:HEAD", *_pairs(found.pairs, width)]
     if found.files:
         names = ", ".join(file.name for file in found.files)
-        lines += ["", *_wrapped(f"written to {found.files[0].parent}: {names}", width)]
+        alone = len(found.files) == 1  # a page; a folder holds several
+        where = str(found.files[0]) if alone else f"{found.files[0].parent}: {names}"
+        lines += ["", *_wrapped(f"written to {where}", width)]
     return lines + [part for note in found.notes for part in _wrapped(note, width)]
 
 
 def _read(found: Inspection, width: int) -> list[str]:
     """What the model was given, by its tokens."""
     reading = found.reading
-    lines = [f"reads an image as {_count(found.seen[0].shape[3])}"] if reading.source is None else []
+    lines = [f"reads an image as {counted(found.seen[0].shape[3], 'token')}"] if reading.source is None else []
     for what, names in (("reads", reading.source), ("target:", reading.target)):
         if names is not None:
             shown = " ".join(names[:TOKENS]) + (" ..." if len(names) > TOKENS else "")
-            lines += _wrapped(f"{what} {_count(len(names))}: {shown}", width)
+            lines += _wrapped(f"{what} {counted(len(names), 'token')}: {shown}", width)
     if reading.predicted is not None:
         lines += _wrapped("rows of cross-attention are named by the token that they are to predict", width)
     return lines
-
-
-def _count(tokens: int) -> str:
-    return f"{tokens} token{'' if tokens == 1 else 's'}"
 
 
 def _said(findings: Sequence[Finding], width: int) -> list[str]:

@@ -6,6 +6,7 @@
     timeline(records, "entropy", alarms=...)                             # each head through training
     rollout(relevance, tokens)                                           # what an output rests on
     flow(q, k, v, weights, out, tokens=tokens, query=3)                  # how one token gathers its output
+    atlas("atlas.html", title=..., subtitle=..., layers=...)             # every head of a model, in one page
     training_report("report.html", title=..., scores=..., curves=..., examples=..., attention=...)
 
 Names are resolved when first used: drawing needs matplotlib, which takes a while to import, and a report does not.
@@ -15,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clearhead.picture.atlases import atlas as atlas
     from clearhead.picture.flows import flow as flow
     from clearhead.picture.heatmaps import grid as grid
     from clearhead.picture.heatmaps import heatmap as heatmap
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from clearhead.picture.timelines import timeline as timeline
 
 _HOME = {
+    "atlas": "atlases",
     "flow": "flows",
     "grid": "heatmaps",
     "heatmap": "heatmaps",
@@ -35,7 +38,7 @@ _HOME = {
     "training_report": "report",
 }
 
-__all__ = ["flow", "grid", "heatmap", "png", "rollout", "statistic", "timeline", "training_report"]
+__all__ = ["atlas", "flow", "grid", "heatmap", "png", "rollout", "statistic", "timeline", "training_report"]
 
 
 def __getattr__(name: str) -> Any:

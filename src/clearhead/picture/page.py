@@ -9,12 +9,15 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from importlib import resources
 from string import Template
 from typing import Any
 
-SCRIPT = ("page", "chart", "colour", "strips", "explorer")
-"""The parts of the page's script, twins of the Python files that write what they bring to life; they share names."""
+SHARED = ("page", "colour", "map")
+REPORT = (*SHARED, "chart", "strips", "explorer")
+ATLAS = (*SHARED, "packing", "strips", "links", "paths", "dashboard", "atlas")
+"""The parts of each page's script, named like the Python files that write what they bring to life; they share names."""
 
 
 class Markup(str):
@@ -42,18 +45,20 @@ def void(name: str, /, **attributes: object) -> Markup:
     return Markup(tag(name, **attributes).removesuffix(f"</{name}>"))
 
 
-def page(title: str, body: Markup, data: Any) -> bytes:
-    """The page with `body`, and `data` as JSON for its script, in UTF-8 (a lone surrogate is spelt out: \\udc80)."""
-    style, shell = _read("report.css"), _read("report.html")
-    parts = "\n".join(_read(f"{name}.js") for name in SCRIPT)
+def page(title: str, body: Markup, data: Any, script: Sequence[str], style: Sequence[str] = ("report",)) -> bytes:
+    """The page with `body`, and `data` as JSON for its script, in UTF-8 (a lone surrogate is spelt out: \\udc80).
+
+    `script` and `style` are made of the parts of these names.
+    """
+    styles, shell = "".join(_read(f"{name}.css") for name in style), _read("report.html")
+    parts = "\n".join(_read(f"{name}.js") for name in script)
     script = f'\n"use strict";\n(() => {{\n{parts}}})();\n'
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
+    own = f"style-src {_hash(styles)}; script-src {_hash(script)}"
+    policy = f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
     text = Template(shell).substitute(
         title=html.escape(title),
         policy=html.escape(policy, quote=False),
-        style=style,
+        style=styles,
         script=script,
         body=body,
         data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),

@@ -131,7 +131,7 @@ function drawCourse() {
   }
 
   function drawLegend([low, most]) {
-    const [bar, stretch] = [colourBar(), stretchBox("course-stretch", chosen, draw)];
+    const [bar, stretch] = [colourBar(), switchBox("course-stretch", chosen, "stretch", draw)];
     const nodes = [said(low), bar, `${said(most)} ${statistic().title}`];
     const swatch = (kind, text) => { const mark = el("i", { class: kind }); nodes.push(mark, text); };
     if (layers.some((each) => values(each).some(Number.isNaN))) {
@@ -184,5 +184,9 @@ function drawCourse() {
     el("div", { class: "panel" }, name, read, el("figure", {}, curve), legend)));
   draw();
   redraws.push(draw);
+  course.show = (path, head) => {
+    const layer = layers.findIndex((each) => each.path === path && head < each.heads);
+    if (layer >= 0) choose(layer, head, chosen.at);
+  };
 }
 if (course) drawCourse();
