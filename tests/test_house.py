@@ -17,7 +17,7 @@ LEVELS = {
     **dict.fromkeys(("nn", "picture", "data", "prune", "privacy", "robust"), 4),
     "observe": 5,
     "train": 6,
-    **dict.fromkeys(("bench", "demo", "inspect"), 7),
+    **dict.fromkeys(("bench", "demo", "inspect", "view"), 7),
     "serve": 8,
     **dict.fromkeys(("cli", "notebook"), 9),
 }

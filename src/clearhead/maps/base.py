@@ -82,7 +82,7 @@ class AttentionMap(ABC):
     def block(self, rows: slice, keys: slice, logsumexp: Tensor) -> Tensor:
         """The weights of a rectangle of the matrix, (B, H, rows, keys), from the logsumexp of its rows, (B, H, rows).
 
-        Without gradients, and of a map with all axes. Rows whose logsumexp is NaN see nothing.
+        Without gradients, and of a map with all axes. Rows whose logsumexp is NaN have weights 0.
         """
         return self._rows(torch.arange(rows.start, rows.stop, device=self.device))[..., keys].detach()
 

@@ -173,7 +173,7 @@ class SoftmaxMap(AttentionMap):
             return logsumexp.new_zeros(b, h, rows.stop - rows.start, keys.stop - keys.start)
         sides = slice(0, b), slice(0, self._kv_heads), slice(0, h), rows, keys
         tile, wide = Tile(*sides, free=allowed == ALL, unpadded=self.visible.unpadded), working_dtype(self.dtype)
-        lse = logsumexp.nan_to_num(nan=-math.inf, neginf=-math.inf)
+        lse = logsumexp.nan_to_num(nan=math.inf, neginf=math.inf, posinf=math.inf)  # exp(s - ∞) = 0
         with as_given(self.device):
             q, k = self._q[:, :, rows].to(wide), self._k[:, :, keys].to(wide)
             return softmax_rows(tile, q, k, self._score, self.visible, lse).exp
