@@ -17,8 +17,8 @@ LEVELS = {
     **dict.fromkeys(("nn", "picture", "data", "prune", "privacy", "robust"), 4),
     "observe": 5,
     "train": 6,
-    **dict.fromkeys(("bench", "demo", "inspect", "view"), 7),
-    "serve": 8,
+    **dict.fromkeys(("bench", "demo", "inspect"), 7),
+    **dict.fromkeys(("serve", "view"), 8),
     **dict.fromkeys(("cli", "notebook"), 9),
 }
 STRANGERS = {"picture": {"nn"}, "observe": {"nn"}}

@@ -1,6 +1,14 @@
-"""Attention of any length to look at, as one looks at a street map: numbers, a server of them, and a page."""
+"""Attention of any length to look at, as one looks at a street map: its numbers at every scale, and a server of them.
+
+scene = read("models/long", Path("long.txt").read_text())
+with Server(scene) as server:
+    print(server.url)
+    server.serve_forever()
+"""
 
 from clearhead.view.blocks import TILE, Picture
 from clearhead.view.pyramid import Pyramid
+from clearhead.view.scene import Scene, read
+from clearhead.view.server import PORT, Server
 
-__all__ = ["TILE", "Picture", "Pyramid"]
+__all__ = ["PORT", "TILE", "Picture", "Pyramid", "Scene", "Server", "read"]

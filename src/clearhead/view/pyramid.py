@@ -141,30 +141,45 @@ class Pyramid:
 
     # pictures
 
-    @torch.no_grad()
     def tile(self, level: int, row: int, column: int) -> Picture:
-        """TILE × TILE cells of a level, or what there is of them; tile (row, column) begins at cell TILE · row.
+        """TILE × TILE cells of a level, or what there is of them; those of tile (row, column) begin at TILE · row.
+
+        Raises InputError for a tile that is not there.
+        """
+        cells = self._cells(level)
+        for at, n, name in zip((row, column), cells, ("row", "column"), strict=True):
+            last = (n - 1) // TILE
+            if not 0 <= at <= last:
+                raise InputError(f"tile {name} {at} is not there: level {level} has {name}s 0 … {last}")
+        rows, columns = (slice(at * TILE, min(n, (at + 1) * TILE)) for at, n in zip((row, column), cells, strict=True))
+        return self.picture(level, rows, columns)
+
+    @torch.no_grad()
+    def picture(self, level: int, rows: slice, columns: slice) -> Picture:
+        """Some rows and columns of the cells of a level.
 
         Exact where cells are smaller than the blocks that are kept, or the exact picture is there; else from sampled
-        rows, with the error. Raises InputError for a tile that is not there.
+        rows, with the error. Raises InputError for cells that are not there.
         """
-        rows, keys = (
-            self._side(level, at, n, name)
-            for at, n, name in zip((row, column), self.shape, ("row", "column"), strict=True)
+        for cells, n, name in zip((rows, columns), self._cells(level), ("rows", "columns"), strict=True):
+            if not 0 <= cells.start < cells.stop <= n:
+                raise InputError(f"cells {cells.start} … {cells.stop} are not there: level {level} has {n} {name}")
+        at, keys = (
+            slice(cells.start << level, min(n, cells.stop << level))
+            for cells, n in zip((rows, columns), self.shape, strict=True)
         )
         if level < self.base:
-            return Picture(level, rows, keys, self._near(level, rows, keys))
+            return Picture(level, at, keys, self._near(level, at, keys))
         whole = self._whole(level)
-        at = (slice(rows.start >> level, count(rows.stop, level)), slice(keys.start >> level, count(keys.stop, level)))
-        return Picture(level, rows, keys, whole.values[at], None if whole.error is None else whole.error[at])
+        error = None if whole.error is None else whole.error[rows, columns]
+        return Picture(level, at, keys, whole.values[rows, columns], error)
 
-    def _side(self, level: int, at: int, n: int, name: str) -> slice:
+    def _cells(self, level: int) -> tuple[int, int]:
+        """How many rows and columns of cells a level has."""
         if not 0 <= level < self.levels:
             raise InputError(f"level {level} is not there: this map has levels 0 … {self.levels - 1}")
-        last = count(n, level) - 1 >> TILE.bit_length() - 1
-        if not 0 <= at <= last:
-            raise InputError(f"tile {name} {at} is not there: level {level} has {name}s 0 … {last}")
-        return slice(at * TILE << level, min(n, (at + 1) * TILE << level))
+        n_queries, n_keys = self.shape
+        return count(n_queries, level), count(n_keys, level)
 
     def _whole(self, level: int) -> Picture:
         """The whole map at a level not below `base`, exact if it can be."""
