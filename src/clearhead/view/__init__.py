@@ -1,9 +1,9 @@
 """Attention of any length to look at, as one looks at a street map: its numbers at every scale, and a server of them.
 
 scene = read("models/long", Path("long.txt").read_text())
-with Server(scene) as server:
+with Server() as server:
     print(server.url)
-    server.serve_forever()
+    server.show(scene)
 """
 
 from clearhead.view.blocks import TILE, Picture

@@ -52,8 +52,9 @@ async function load(at, row, column) {
     tiles.set(key, found);
     if (!found.exact) setTimeout(() => again(key, at, row, column), 1000);
   } catch (error) {
-    old && !old.waiting ? tiles.set(key, old) : tiles.delete(key);
-    if (error.name !== "AbortError") say(error.message);
+    const gone = error.name !== "AbortError"; // and is not asked for again
+    if (gone) say(error.message);
+    old && !old.waiting ? tiles.set(key, old) : gone ? tiles.set(key, { failed: true }) : tiles.delete(key);
   }
   for (const first of tiles.keys()) {
     if (tiles.size <= KEPT) break;

@@ -144,7 +144,7 @@ class Studio:
     def _made(self, A: AttentionMap, key: tuple[int, int]) -> Pyramid:
         if key not in self._kept:
             self._kept[key] = Pyramid(A, key[1])
-            if len(self._kept) > _KEPT:
+            while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]

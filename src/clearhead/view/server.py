@@ -10,6 +10,8 @@ import ipaddress
 import json
 import socket
 import sys
+import webbrowser
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -21,7 +23,7 @@ from clearhead.view.scene import Scene, Studio
 
 PORT = 8471
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _ALWAYS = {
@@ -34,21 +36,29 @@ _ALWAYS = {
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a scene at `url` until it is closed; `serve_forever` is to be called.
+    """Serves a scene at `url` until it is closed: `show`. It takes its port at once, and answers when it has a scene.
 
     Port 0 is any that is free. Raises InputError, in one line, for a port in use or a host that is not this machine.
     """
 
     daemon_threads = True
+    studio: Studio
 
-    def __init__(self, scene: Scene, host: str = "127.0.0.1", port: int = PORT) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = PORT) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._host = host
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
             raise InputError(_refused(host, port, error)) from None
+
+    def show(self, scene: Scene, browser: bool = False) -> None:
+        """Serve `scene` until Ctrl-C, or until another thread calls `shutdown`; open it in a browser if wanted."""
         self.studio = Studio(scene)
+        if browser:
+            webbrowser.open(self.url)
+        with suppress(KeyboardInterrupt):
+            self.serve_forever()
 
     def server_bind(self) -> None:
         """As any server, without asking who else knows this machine by name, which may take seconds."""
@@ -62,8 +72,8 @@ class Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        if hasattr(self, "studio"):
-            self.studio.close()
+        if (studio := getattr(self, "studio", None)) is not None:
+            studio.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that has gone away is nothing to speak of; anything else is one line."""
