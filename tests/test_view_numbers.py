@@ -40,7 +40,7 @@ CALLS = {
 
 def problem(pattern, call="plain", rows=N, seed=0, **options):
     torch.manual_seed(seed)
-    q, k = 2 * torch.randn(2, 4, rows, 16), torch.randn(2, 2, M, 16)
+    q, k = 2 * torch.randn(2, 2, rows, 16), torch.randn(2, 1, M, 16)
     given, sees = PATTERNS[pattern]
     return Problem(q, k, k, given, sees, CALLS[call], **options)
 
@@ -50,7 +50,7 @@ def mapped(made, **options):
     return ch.Softmax(**options)(made.q, made.k, **call, **made.call)
 
 
-def dense(made, head=3, sample=1):
+def dense(made, head=1, sample=1):
     """float64 weights, (Nq, Nk)."""
     q, k, _ = made.clean64()
     return made.weights(made.logits(q, k, made.bias))[sample, head]
@@ -80,7 +80,7 @@ def close(found, wanted):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_tiles_of_every_level_are_means_of_the_weights(pattern, call):
     made = problem(pattern, call)
-    weights, shown = dense(made), Pyramid(mapped(made), 3, 1, base=BASE)
+    weights, shown = dense(made), Pyramid(mapped(made), 1, 1, base=BASE)
     assert (shown.shape, shown.levels) == ((N, M), LEVELS)
     assert shown.exact()
     for level in range(LEVELS):
@@ -90,17 +90,17 @@ def test_tiles_of_every_level_are_means_of_the_weights(pattern, call):
 
 def test_the_finest_tiles_are_single_weights_of_rows_not_asked_for_before():
     made = problem("causal", "padding")
-    A, shown = mapped(made), Pyramid(mapped(made), 3, 1, base=3)
+    A, shown = mapped(made), Pyramid(mapped(made), 1, 1, base=3)
     assert not shown.finished
     tile = shown.tile(0, 2, 1)
     assert (tile.rows, tile.keys, tile.exact) == (slice(512, N), slice(256, 512), True)
     close(tile.values, dense(made)[512:, 256:512])
-    rows = A.weights(range(512, N))[1, 3]
+    rows = A.weights(range(512, N))[1, 1]
     torch.testing.assert_close(tile.values, rows[:, 256:512], rtol=1e-5, atol=1e-7)
 
 
 def test_a_level_is_the_mean_of_the_one_below_weighted_by_pairs():
-    shown = Pyramid(mapped(problem("window")), 2, base=BASE)
+    shown = Pyramid(mapped(problem("window")), 1, base=BASE)
     shown.exact()
     for level in range(LEVELS - 1):
         fine, coarse = whole(shown, level).double(), whole(shown, level + 1)
@@ -120,10 +120,10 @@ def fours(x):
     return 4 * torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, (0, across, 0, down))[None], 2)[0]
 
 
-@pytest.mark.parametrize("options", [{"softcap": 3.0}, {"scale": 0.7}, {"sinks": torch.tensor([0.5, 2.0, -1.0, 3.0])}])
+@pytest.mark.parametrize("options", [{"softcap": 3.0}, {"scale": 0.7}, {"sinks": torch.tensor([0.5, 2.0])}])
 def test_whatever_the_mechanism_does_to_its_logits(options):
     made = problem("causal", **options)
-    weights, shown = dense(made), Pyramid(mapped(made, **options), 3, 1, base=BASE)
+    weights, shown = dense(made), Pyramid(mapped(made, **options), 1, 1, base=BASE)
     shown.exact()
     close(whole(shown, 0), weights)
     close(whole(shown, 2), pooled(weights, 2))
@@ -131,16 +131,16 @@ def test_whatever_the_mechanism_does_to_its_logits(options):
 
 def test_masks_biases_and_positions_of_the_call_belong_to_its_rows():
     torch.manual_seed(0)
-    mask, bias = torch.rand(2, 4, N, M) < 0.6, torch.randn(1, 4, N, M)
+    mask, bias = torch.rand(2, 2, N, M) < 0.6, torch.randn(1, 2, N, M)
     at = torch.arange(M - N, M).flip(0)[None, None]
     made = problem("causal", bias=bias)
     made.call = {"mask": mask, "q_positions": at, "k_positions": torch.arange(M)[None, None]}
-    weights, shown = dense(made), Pyramid(mapped(made, bias=bias), 3, 1, base=BASE)
+    weights, shown = dense(made), Pyramid(mapped(made, bias=bias), 1, 1, base=BASE)
     shown.exact()
     close(whole(shown, 0), weights)
     close(whole(shown, 3), pooled(weights, 3))
     far = problem("causal", by="alibi")
-    shown = Pyramid(mapped(far, bias=ch.ALiBi(4)), 3, 1, base=BASE)
+    shown = Pyramid(mapped(far, bias=ch.ALiBi(2)), 1, 1, base=BASE)
     shown.exact()
     close(whole(shown, 0), dense(far))
     close(whole(shown, 3), pooled(dense(far), 3))
@@ -160,9 +160,9 @@ class Apart(ch.patterns.Pattern):
 
 @pytest.mark.parametrize("joined", [Apart(), Apart() & ch.window(200), ~Apart()])
 def test_patterns_that_tell_heads_apart(joined):
-    q, k = torch.randn(2, 4, N, 16), torch.randn(2, 4, N, 16)
+    q, k = torch.randn(2, 2, N, 16), torch.randn(2, 2, N, 16)
     A = ch.Softmax(joined)(q, k)
-    weights, shown = A.weights()[1, 3].double(), Pyramid(A, 3, 1, base=BASE)
+    weights, shown = A.weights()[1, 1].double(), Pyramid(A, 1, 1, base=BASE)
     shown.exact()
     close(whole(shown, 0), weights)
     close(whole(shown, 2), pooled(weights, 2))
@@ -176,7 +176,7 @@ def test_patterns_that_tell_heads_apart(joined):
 def test_the_sampled_picture_is_as_far_off_as_it_says(pattern, level, most, monkeypatch):
     monkeypatch.setattr("clearhead.view.sample.PAIRS", 0)  # two rows of sixteen
     made = problem(pattern)
-    exact, shown = pooled(dense(made), level), Pyramid(mapped(made), 3, 1, base=4)
+    exact, shown = pooled(dense(made), level), Pyramid(mapped(made), 1, 1, base=4)
     first = shown.first(level)
     off = (first.values.double() - exact).norm()
     assert 0 < off / first.values.norm() < 1.5 * first.overall_error
@@ -187,18 +187,18 @@ def test_the_sampled_picture_is_as_far_off_as_it_says(pattern, level, most, monk
 
 def test_the_sample_is_unbiased_and_its_error_too(monkeypatch):
     monkeypatch.setattr("clearhead.view.sample.PAIRS", 0)
-    made, times = problem("causal"), 200
+    made, times = problem("causal"), 120
     A, exact = mapped(made), pooled(dense(made), 6)
-    drawn = [Pyramid(A, 3, 1, seed=seed, base=4).first(6) for seed in range(times)]
+    drawn = [Pyramid(A, 1, 1, seed=seed, base=4).first(6) for seed in range(times)]
     values, errors = (torch.stack([getattr(x, name).double() for x in drawn]) for name in ("values", "error"))
     off = (values.mean(0) - exact).norm()
     assert off < 1.5 * (values.var(0).sum() / times).sqrt()
-    assert float(errors.square().mean(0).sum() / values.var(0).sum()) == pytest.approx(1, abs=0.1)
+    assert float(errors.square().mean(0).sum() / values.var(0).sum()) == pytest.approx(1, abs=0.15)
 
 
 def test_a_sample_of_all_rows_has_no_error():
     made = problem("window", rows=70)
-    first = Pyramid(mapped(made), 3, 1, base=2).first(3)
+    first = Pyramid(mapped(made), 1, 1, base=2).first(3)
     close(first.values, pooled(dense(made), 3))
     assert float(first.error.max()) == 0
     assert first.overall_error == 0
@@ -208,7 +208,7 @@ def test_tiles_are_sampled_until_the_exact_picture_is_there(monkeypatch):
     monkeypatch.setattr(pyramid, "_FEW", 0)
     monkeypatch.setattr("clearhead.view.sample.PAIRS", 0)
     made = problem("everything")
-    shown = Pyramid(mapped(made), 3, 1, base=2)
+    shown = Pyramid(mapped(made), 1, 1, base=2)
     sampled, first = shown.tile(3, 0, 0), shown.first(3)
     assert not sampled.exact
     assert torch.equal(sampled.values, first.values)
@@ -227,7 +227,7 @@ def test_tiles_are_sampled_until_the_exact_picture_is_there(monkeypatch):
 def test_the_exact_pass_can_be_interrupted_and_goes_on(monkeypatch):
     monkeypatch.setattr(pyramid, "_AT_ONCE", 1 << 14)
     made = problem("causal", "padding")
-    shown, asked = Pyramid(mapped(made), 3, 1, base=3), []
+    shown, asked = Pyramid(mapped(made), 1, 1, base=3), []
 
     def five_times():
         asked.append(shown.progress)
@@ -245,7 +245,7 @@ def test_the_exact_pass_can_be_interrupted_and_goes_on(monkeypatch):
 def test_two_threads_count_nothing_twice(monkeypatch):
     monkeypatch.setattr(pyramid, "_AT_ONCE", 1 << 15)
     made = problem("causal")
-    shown = Pyramid(mapped(made), 3, 1, base=3)
+    shown = Pyramid(mapped(made), 1, 1, base=3)
     threads = [Thread(target=shown.exact) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -263,7 +263,7 @@ def test_two_threads_count_nothing_twice(monkeypatch):
 @pytest.mark.parametrize("call", CALLS)
 def test_statistics_and_what_keys_received(call):
     made = problem("causal", call)
-    A, weights, shown = mapped(made), dense(made), Pyramid(mapped(made), 3, 1, base=2)
+    A, weights, shown = mapped(made), dense(made), Pyramid(mapped(made), 1, 1, base=2)
     assert shown.statistic("entropy", 3, slice(0, N)) is None
     shown.exact()
     entropy = torch.special.entr(weights).sum(-1)
@@ -276,18 +276,18 @@ def test_statistics_and_what_keys_received(call):
         keys = slice(rows.start, M)
         received = torch.stack([part.mean() for part in weights.sum(0)[keys].split(1 << level)])
         close(shown.received(level, keys), received)
-    told = A.statistics().sink[1, 3]
+    told = A.statistics().sink[1, 1]
     torch.testing.assert_close(shown.statistic("sink", 0, slice(0, N)), told, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def test_the_strongest_keys_of_a_row_and_rows_of_a_key():
     made = problem("causal", "padding")
-    A, weights, shown = mapped(made), dense(made), Pyramid(mapped(made), 3, 1, base=2)
+    A, weights, shown = mapped(made), dense(made), Pyramid(mapped(made), 1, 1, base=2)
     values, keys = shown.keys_of(400, 5)
     wanted, index = weights[400].topk(5)
     close(values, wanted)
     assert torch.equal(keys, index)
-    torch.testing.assert_close(values, A.weights(400)[1, 3][keys])
+    torch.testing.assert_close(values, A.weights(400)[1, 1][keys])
     _, rows, looked_at = shown.rows_of(17, 5)
     assert 0 < looked_at < N  # the rows about 400
     assert set(rows.tolist()) <= set(range(400 - 4, 400 + 4))
@@ -310,11 +310,11 @@ def test_the_strongest_keys_of_a_row_and_rows_of_a_key():
         (lambda x: x.keys_of(N), "row 700 is not there: this map has rows 0 … 699"),
         (lambda x: x.rows_of(-1), "key -1 is not there: this map has keys 0 … 1099"),
         (lambda x: x.statistic("x", 0, slice(0, 1)), "no statistic 'x' of rows is kept; known: logsumexp, entropy"),
-        (lambda x: Pyramid(mapped(problem("causal")), 4), "head 4 is not there: the map has heads 0 … 3"),
+        (lambda x: Pyramid(mapped(problem("causal")), 2), "head 2 is not there: the map has heads 0 … 1"),
     ],
 )
 def test_what_is_not_there_is_said_in_a_line(ask, says):
     with pytest.raises(InputError) as error:
-        ask(Pyramid(mapped(problem("causal")), 3, 1, base=2))
+        ask(Pyramid(mapped(problem("causal")), 1, 1, base=2))
     assert str(error.value).startswith(says)
     assert "\n" not in str(error.value)

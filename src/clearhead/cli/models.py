@@ -194,6 +194,7 @@ def view(
         text = text if file is None else read_text(file)
         scene = read(model, text, target=target, tokens=chosen, layers=layers)
         yield f"{server.url} shows {scene.title}; Ctrl-C ends it"
+        sys.stdout.flush()  # whoever started it through a pipe waits for that line
         server.show(scene, browser=opens)
 
 

@@ -50,6 +50,7 @@ async function load(at, row, column) {
                     error: header("X-Error"), progress: header("X-Progress") };
     tiles.delete(key); // to the end: the first ones are dropped first
     tiles.set(key, found);
+    if (pointer) tell();
     if (!found.exact) setTimeout(() => again(key, at, row, column), 1000);
   } catch (error) {
     const gone = error.name !== "AbortError"; // and is not asked for again
