@@ -159,15 +159,15 @@ function place(at, row, column, most) {
   if (!tile?.values) return;
   const cell = 2 ** at, step = model.tile * cell, [queries, keys] = layer().shape;
   const drawn = picture(tile, most, table(), `${most} ${$("log").checked} ${dark.matches}`);
-  const x = (column * step - view.left) / view.span, y = (row * step - view.top) / view.span;
-  const right = (Math.min(keys, column * step + tile.columns * cell) - view.left) / view.span;
-  const bottom = (Math.min(queries, row * step + tile.rows * cell) - view.top) / view.span;
+  // on whole pixels, or seams would show between tiles
+  const x = (key) => Math.round((key - view.left) / view.span), y = (row) => Math.round((row - view.top) / view.span);
+  const [left, top] = [x(column * step), y(row * step)];
   // the last cell may hold fewer tokens than the others: it is cut off where the map ends
   context.save();
   context.beginPath();
-  context.rect(x, y, right - x, bottom - y);
+  context.rect(left, top, x(Math.min(keys, (column + 1) * step)) - left, y(Math.min(queries, (row + 1) * step)) - top);
   context.clip();
-  context.drawImage(drawn, x, y, (tile.columns * cell) / view.span, (tile.rows * cell) / view.span);
+  context.drawImage(drawn, left, top, x(column * step + tile.columns * cell) - left, y(row * step + tile.rows * cell) - top);
   context.restore();
 }
 
