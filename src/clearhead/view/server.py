@@ -97,7 +97,7 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = "clearhead", ""
+    server_version, sys_version = "clearhead-view", ""
     timeout = 60
     server: Server
 
