@@ -34,6 +34,7 @@ PATTERNS = {
 CALLS = {
     "plain": {},
     "padding": {"lengths": (torch.tensor([N, 610]), torch.tensor([M, 903]))},
+    "keys hidden": {"mask": torch.rand(2, 1, 1, M, generator=torch.Generator().manual_seed(1)) < 0.7},
     "no keys": {"lengths": (None, torch.tensor([M, 0]))},
 }
 

@@ -18,7 +18,7 @@ import torch
 
 import clearhead as ch
 from clearhead.errors import InputError
-from clearhead.view import Scene, Server, pyramid, scene
+from clearhead.view import Pyramid, Scene, Server, pyramid, scene
 
 N, HEADS = 600, 2
 EVIL = "<script>document.title = 'owned'</script>"
@@ -303,6 +303,27 @@ def test_a_browser_that_goes_away_leaves_no_trace(live, capsys):
         line.close()  # at once, with a reset
     assert get(live, "/api/model")[0] == 200
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(live, made, monkeypatch):
+    computed, tile = [], Pyramid.tile
+    monkeypatch.setattr(Pyramid, "tile", lambda self, *place: computed.append(place) or tile(self, *place))
+    with live.studio._computing:  # all others wait
+        for row in (1, 0):
+            line = socket.create_connection(("127.0.0.1", live.server_port))
+            path = f"/api/tile?layer=0&head=1&level=1&row={row}&column=0"
+            line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost:{live.server_port}\r\n\r\n".encode())
+            deadline = time.monotonic() + 20
+            while live.studio._waiting < 2 - row:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            if row:
+                line.close()
+    assert line.recv(15) == b"HTTP/1.1 200 OK"
+    line.close()
+    while live.studio._waiting:
+        time.sleep(0.01)
+    assert computed == [(1, 0, 0)]
 
 
 def test_a_defect_is_one_line_and_the_server_goes_on(live, capsys, monkeypatch):

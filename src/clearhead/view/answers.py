@@ -5,7 +5,8 @@ Numbers go out as they are, float32 with the least byte first; everything else a
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from clearhead.errors import InputError, nearest
 from clearhead.view.blocks import TILE, Picture
 from clearhead.view.export import pixels, table
-from clearhead.view.pyramid import STATISTICS
+from clearhead.view.pyramid import STATISTICS, Pyramid
 from clearhead.view.scene import Studio
 
 FOUND = 50
@@ -36,10 +37,21 @@ class Answer:
 
 
 class Asked:
-    """The parameters of a request. Raises InputError for one that is missing, or no whole number where it must be."""
+    """The parameters of a request. Raises InputError for one that is missing, or no whole number where it must be.
 
-    def __init__(self, given: dict[str, list[str]]) -> None:
-        self._given = given
+    `gone` tells whether whoever asked has gone away.
+    """
+
+    def __init__(self, given: dict[str, list[str]], gone: Callable[[], bool]) -> None:
+        self._given, self._gone = given, gone
+
+    @contextmanager
+    def looking_at(self, studio: Studio, layer: int, head: int) -> Iterator[Pyramid]:
+        """A block that computes with the pictures of a head; raises ConnectionAbortedError if it is for nobody."""
+        with studio.looking_at(layer, head) as pyramid:
+            if self._gone():
+                raise ConnectionAbortedError("whoever asked has gone away")
+            yield pyramid
 
     def text(self, name: str, default: str | None = None) -> str:
         values = self._given.get(name, [] if default is None else [default])
@@ -96,7 +108,7 @@ def tile(studio: Studio, asked: Asked) -> Answer:
     wanted = asked.text("of", "values")
     if wanted not in ("values", "error"):
         raise InputError(f"of is {wanted!r}: write values or error")
-    with studio.looking_at(layer, head) as pyramid:
+    with asked.looking_at(studio, layer, head) as pyramid:
         shown = pyramid.tile(level, row, column)
         progress = pyramid.progress
     values = shown.values if wanted == "values" else shown.error
@@ -108,7 +120,7 @@ def tile(studio: Studio, asked: Asked) -> Answer:
 def marginals(studio: Studio, asked: Asked) -> Answer:
     """Statistics of the rows and what the keys received, of the blocks of a tile; null: not measured, or not yet."""
     layer, head, level, row, column = asked.numbers("layer", "head", "level", "row", "column")
-    with studio.looking_at(layer, head) as pyramid:
+    with asked.looking_at(studio, layer, head) as pyramid:
         shown = pyramid.tile(level, row, column)
         told = {name: _list(pyramid.statistic(name, level, shown.rows)) for name in STATISTICS}
         received = _list(pyramid.received(level, shown.keys))
@@ -118,7 +130,7 @@ def marginals(studio: Studio, asked: Asked) -> Answer:
 def row(studio: Studio, asked: Asked) -> Answer:
     """What a query attends to most."""
     layer, head, at = asked.numbers("layer", "head", "row")
-    with studio.looking_at(layer, head) as pyramid:
+    with asked.looking_at(studio, layer, head) as pyramid:
         found = pyramid.keys_of(at, _few(asked))
     return _json({"row": at, "keys": _named(studio, layer, "keys", *found)})
 
@@ -126,7 +138,7 @@ def row(studio: Studio, asked: Asked) -> Answer:
 def column(studio: Studio, asked: Asked) -> Answer:
     """Who attends to a key most, of the rows whose logsumexp is known yet."""
     layer, head, at = asked.numbers("layer", "head", "key")
-    with studio.looking_at(layer, head) as pyramid:
+    with asked.looking_at(studio, layer, head) as pyramid:
         weights, rows, looked_at = pyramid.rows_of(at, _few(asked))
         of = pyramid.shape[0]
     named = _named(studio, layer, "rows", weights, rows)
@@ -172,12 +184,12 @@ PAGE = {
 }
 
 
-def answer(studio: Studio, path: str, given: dict[str, list[str]]) -> Answer | None:
+def answer(studio: Studio, path: str, asked: Asked) -> Answer | None:
     """What is at a path; None: nothing. Raises InputError for parameters that cannot work."""
     if path in PAGE:
         name, kind = PAGE[path]
         return Answer(f"{kind}; charset=utf-8", resources.files(__package__).joinpath(name).read_bytes())
-    return ANSWERS[path](studio, Asked(given)) if path in ANSWERS else None
+    return ANSWERS[path](studio, asked) if path in ANSWERS else None
 
 
 def unknown(path: str) -> str:
@@ -192,7 +204,7 @@ def _region(studio: Studio, asked: Asked) -> Picture:
     )
     if (to_row - row) * (to_column - column) > CELLS:
         raise InputError(f"{to_row - row} × {to_column - column} cells are too many: ask for at most {CELLS}")
-    with studio.looking_at(layer, head) as pyramid:
+    with asked.looking_at(studio, layer, head) as pyramid:
         return pyramid.picture(level, slice(row, to_row), slice(column, to_column))
 
 

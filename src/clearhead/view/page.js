@@ -183,7 +183,7 @@ function state(known, wanted) {
   if (waiting) parts.push(`${waiting} tiles on their way`);
   if (sampled.length) {
     const error = Math.max(...sampled.map((tile) => tile.error)), progress = Math.max(...sampled.map((tile) => tile.progress));
-    parts.push(`from sampled rows, within ${(100 * error).toPrecision(2)} % (exact: ${Math.floor(100 * progress)} % done)`);
+    parts.push(`from sampled rows, off by about ${(100 * error).toPrecision(2)} % (exact: ${Math.floor(100 * progress)} % done)`);
   } else if (known.length) parts.push("exact");
   $("state").textContent = parts.join("; ");
   $("state").dataset.waiting = waiting;

@@ -189,6 +189,7 @@ class Pyramid:
                 self.exact()
             if kept is None or (self.finished and not kept.exact):
                 kept = self._pictures[level] = self._summed_up(level) if self.finished else self.first(level)
+                self._sample = None if self.finished else self._sample
             return kept
 
     def _summed_up(self, level: int) -> Picture:

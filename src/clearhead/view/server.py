@@ -8,6 +8,7 @@ elsewhere and run nothing but its own script.
 import errno
 import ipaddress
 import json
+import select
 import socket
 import sys
 import webbrowser
@@ -18,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from clearhead.errors import InputError
-from clearhead.view.answers import Answer, answer, unknown
+from clearhead.view.answers import Answer, Asked, answer, unknown
 from clearhead.view.scene import Scene, Studio
 
 PORT = 8471
@@ -114,15 +115,22 @@ class _Handler(BaseHTTPRequestHandler):
         why = self._foreign()
         if why is not None:
             return 403, _said(why)
-        asked = urlsplit(self.path)
+        path, _, query = self.path.partition("?")
         try:
-            found = answer(self.server.studio, asked.path, parse_qs(asked.query, keep_blank_values=True))
+            found = answer(self.server.studio, path, Asked(parse_qs(query, keep_blank_values=True), self._gone))
+        except ConnectionError:
+            raise
         except InputError as error:
             return 400, _said(str(error))
         except Exception as error:
-            print(f"error: {asked.path}: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"error: {self.path}: {type(error).__name__}: {error}", file=sys.stderr)
             return 500, _said(f"{type(error).__name__}: {error}")
-        return (404, _said(unknown(asked.path))) if found is None else (200, found)
+        return (404, _said(unknown(path))) if found is None else (200, found)
+
+    def _gone(self) -> bool:
+        """Has the browser closed the line? It does when it no longer wants what it asked for."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _foreign(self) -> str | None:
         """Why this request is not from the page, nor from whoever opens it."""
