@@ -11,6 +11,7 @@ import torch
 from clearhead import __version__
 from clearhead.cli import main
 from clearhead.train import load
+from clearhead.view import read
 from tiny_task import SMALL
 
 TINY = Path(__file__).with_name("tiny_task.py")
@@ -231,3 +232,13 @@ def test_a_reader_that_has_enough_is_no_mistake(runs):
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b"\n") == 1
+
+
+def test_a_run_can_be_viewed(runs):
+    scene = read(runs / "run", "fade")
+    sides = {layer["name"]: (layer["role"], layer["shape"]) for layer in scene.layers()}
+    cross = list(sides).index("decoder.layers.1.cross_attention")
+    role, (queries, keys) = sides["decoder.layers.1.cross_attention"]
+    assert (role, keys) == ("cross", 4)
+    assert scene.tokens(cross, "keys", 0, keys) == list("fade")
+    assert scene.tokens(cross, "rows", 0, queries)[-1] == "end"

@@ -18,7 +18,7 @@ LEVELS = {
     "observe": 5,
     "train": 6,
     **dict.fromkeys(("bench", "demo", "inspect"), 7),
-    "serve": 8,
+    **dict.fromkeys(("serve", "view"), 8),
     **dict.fromkeys(("cli", "notebook"), 9),
 }
 STRANGERS = {"picture": {"nn"}, "observe": {"nn"}}

@@ -17,7 +17,7 @@ import clearhead as ch
 from clearhead import patterns
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("bench", "data", "kernels", "maps", "nn", "observe", "patterns", "picture", "train")
+PACKAGES = ("bench", "data", "kernels", "maps", "nn", "observe", "patterns", "picture", "train", "view")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

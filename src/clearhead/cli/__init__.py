@@ -44,6 +44,7 @@ for command in (
     models.evaluate,
     models.predict,
     models.inspect,
+    models.view,
     measures.advise,
     measures.calibrate,
     models.demo,

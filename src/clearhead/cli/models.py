@@ -166,6 +166,41 @@ def inspect(
     return report(found, shutil.get_terminal_size().columns, colour=sys.stdout.isatty())
 
 
+def view(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or one that save_pretrained wrote.")
+    ],
+    text: Annotated[str | None, typer.Option(help="What the model reads.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with that text, of any length.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="1,2,3", help="Token numbers, where there is no text.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What the decoder of an encoder-decoder reads; else what it predicts greedily.")
+    ] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Paths of modules to look at, * is anything; repeatable.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Where the page is served; 0 is any port that is free.")] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Any but this machine's own opens the text to the network.")
+    ] = "127.0.0.1",
+    opens: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+) -> Iterator[str]:
+    """Serve a page on which the attention of a text of any length can be looked at, until Ctrl-C."""
+    from clearhead.inspect import read_text
+    from clearhead.view import PORT, Server, read
+
+    if text is not None and file is not None:
+        raise InputError("--text and --file were given: give one of them")
+    server = Server(host, PORT if port is None else port)  # before the model runs, for which this must not wait
+    with server:
+        chosen = None if tokens is None else _numbers(tokens)
+        text = text if file is None else read_text(file)
+        scene = read(model, text, target=target, tokens=chosen, layers=layers)
+        yield f"{server.url} shows {scene.title}; Ctrl-C ends it"
+        sys.stdout.flush()  # whoever started it through a pipe waits for that line
+        server.show(scene, browser=opens)
+
+
 def _numbers(tokens: str) -> list[int]:
     try:
         return [int(number) for number in tokens.split(",")]

@@ -55,11 +55,14 @@ class HuggingFaceModel(Inspected):
         inputs["decoder_input_ids"] = torch.tensor([read])
         return Reading(inputs, source, self._names(read), self._names(predicted))
 
-    def look(self, reading: Reading, layers: Sequence[str] | None = None) -> Seen:
-        """As of any model; where something could not be seen it is looked at once more, with plain attention."""
+    def look(self, reading: Reading, layers: Sequence[str] | None = None, rows: int | None = None) -> Seen:
+        """As of any model; where something could not be seen it is looked at once more, with plain attention.
+
+        Not where `rows` are sampled: of what is too long for all of them, plain attention's matrix does not fit.
+        """
         with _quiet(self._library), _refused(self.path, "cannot run on this"):
-            seen = super().look(reading, layers)
-            if not seen.unseen:
+            seen = super().look(reading, layers, rows)
+            if not seen.unseen or rows is not None:
                 return seen
             self._any_model.set_attn_implementation("eager")
             plain = super().look(reading, layers)

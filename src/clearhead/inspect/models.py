@@ -88,9 +88,9 @@ class Inspected(ABC):
         return []
 
     @torch.no_grad()
-    def look(self, reading: Reading, layers: Sequence[str] | None = None) -> Seen:
-        """What every attention does in one forward pass, maps kept. `layers` are as for `watch`."""
-        with watch(self.model, layers=layers, keep_maps=True) as seen:
+    def look(self, reading: Reading, layers: Sequence[str] | None = None, rows: int | None = None) -> Seen:
+        """What every attention does in one forward pass, maps kept. `layers` and `rows` are as for `watch`."""
+        with watch(self.model, layers=layers, rows=rows, keep_maps=True) as seen:
             self.model(**reading.inputs)
         return seen
 

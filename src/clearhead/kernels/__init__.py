@@ -9,7 +9,7 @@ from clearhead.kernels.score import ByDistance, Score, as_given, working_dtype
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
 from clearhead.kernels.tiles import Tile, tiles, whole
-from clearhead.kernels.visible import Visible, cleaned
+from clearhead.kernels.visible import Visible, cleaned, cut
 
 __all__ = [
     "OUTPUT_ALONE",
@@ -27,6 +27,7 @@ __all__ = [
     "choose",
     "cleaned",
     "compiled_apart",
+    "cut",
     "describe",
     "explain",
     "flex_attend",

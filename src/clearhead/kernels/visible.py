@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.shared import numbers, shares
-from clearhead.patterns import Pattern, causal, everything, is_value
+from clearhead.patterns import ALL, SOME, Pattern, causal, everything, is_value
 
 _KEPT = 1 << 20
 """Cells of a mask that is kept for later calls, at most."""
@@ -155,6 +155,39 @@ class Visible:
         mask, q_at, k_at = some(self.mask), some(self.q_positions), some(self.k_positions)
         some_see = replace(self, pattern=self.pattern.of(samples), mask=mask)
         return replace(some_see, q_lengths=q_lengths, k_lengths=k_lengths, q_positions=q_at, k_positions=k_at)
+
+    def part(self, sample: int, head: int, rows: Tensor) -> "Visible":
+        """The same call for some rows (S, R) of one head of one sample, each set of R as a sample of its own."""
+        samples, heads = slice(sample, sample + 1), slice(head, head + 1)
+        alone = self.pattern.alone(sample, head)
+        mask = None if self.mask is None else cut(self.mask, samples, heads)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[0, 0][rows][:, None]
+        if self.q_lengths is not None:
+            real = (rows < cut(self.q_lengths, samples))[:, None, :, None]
+            mask = real if mask is None else mask & real
+        q_at = cut(self.positions_of_queries(), samples, heads)[0, 0]
+        return replace(
+            self,
+            pattern=alone,
+            n_queries=rows.shape[1],
+            mask=mask,
+            q_lengths=None,
+            k_lengths=None if self.k_lengths is None else cut(self.k_lengths, samples).expand(len(rows)),
+            q_positions=q_at[rows][:, None],
+            k_positions=cut(self.positions_of_keys(), samples, heads),
+        )
+
+    def cover(self, samples: int, heads: int, rows: slice, keys: slice) -> int:
+        """Does the pattern allow NONE, SOME or ALL pairs of a rectangle?"""
+        if isinstance(self.pattern, everything):
+            return ALL
+        q, k = self.positions_of_queries()[..., rows, None], self.positions_of_keys()[..., keys, None]
+        sides = (end for at in (q, k) for end in (at.amin(-2, keepdim=True), at.amax(-2, keepdim=True) + 1))
+        b, h = (numbers(n, self.device).view(shape) for n, shape in ((samples, (-1, 1, 1, 1)), (heads, (1, -1, 1, 1))))
+        found = self.pattern.cover(b, h, *sides)
+        least, most = int(found.min()), int(found.max())
+        return least if least == most else SOME
 
     def shortened(self) -> "Visible":
         """The same call without the tokens that are padding in every sample; as it is where lengths cannot be read."""

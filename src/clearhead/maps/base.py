@@ -72,6 +72,20 @@ class AttentionMap(ABC):
     def of(self, samples: Tensor) -> "AttentionMap":
         """The map of some samples alone, whose numbers are `samples` (S,)."""
 
+    @abstractmethod
+    def part(self, rows: Tensor, head: int = 0, sample: int = 0) -> "AttentionMap":
+        """Some rows (S, R) of one head of one sample as a map of shape (S, 1, R, Nk), without gradients.
+
+        Each set of R rows is a sample: what is asked of a map is then told of each set apart.
+        """
+
+    def block(self, rows: slice, keys: slice, logsumexp: Tensor) -> Tensor:
+        """The weights of a rectangle of the matrix, (B, H, rows, keys), from the logsumexp of its rows, (B, H, rows).
+
+        Without gradients, and of a map with all axes. Rows whose logsumexp is NaN have weights 0.
+        """
+        return self._rows(torch.arange(rows.start, rows.stop, device=self.device))[..., keys].detach()
+
     @property
     def full_shape(self) -> tuple[int, int, int, int]:
         """(B, H, Nq, Nk), whatever axes the queries came without."""

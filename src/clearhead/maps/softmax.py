@@ -26,6 +26,7 @@ from clearhead.kernels import (
     as_given,
     choose,
     cleaned,
+    cut,
     describe,
     flex_attend,
     logsumexp,
@@ -42,7 +43,7 @@ from clearhead.maps.cache import GrowingCache
 from clearhead.maps.checks import bias_for, check_bias, check_queries_and_keys, check_sinks, visible_pairs
 from clearhead.maps.ring import cache_for
 from clearhead.maps.sinks import beside, kept
-from clearhead.patterns import Pattern, everything
+from clearhead.patterns import ALL, NONE, Pattern, everything
 
 SMALL = 256
 """Queries of a call whose choice of a kernel is not worth asking for."""
@@ -150,6 +151,32 @@ class SoftmaxMap(AttentionMap):
         score = self._score.changed(lambda x: x if x.shape[0] == 1 else x.index_select(0, samples))
         q, k = self._q.index_select(0, samples), self._k.index_select(0, samples)
         return SoftmaxMap(q, k, self.visible.of(samples), score, self._axes, self._distance, self._sinks)
+
+    def part(self, rows: Tensor, head: int = 0, sample: int = 0) -> "SoftmaxMap":
+        wide, key_head = working_dtype(self.dtype), head * self._kv_heads // self._full[1]
+        q, k = self._q.detach()[sample, head].to(wide), self._k.detach()[sample, key_head].to(wide)
+
+        def own(x: Tensor) -> Tensor:
+            x = cut(x.detach(), slice(sample, sample + 1), slice(head, head + 1))
+            return x[0, 0][rows][:, None] if x.dim() == 4 and x.shape[2] > 1 else x
+
+        see, score = self.visible.part(sample, head, rows), self._score.changed(own)
+        sinks = None if self._sinks is None else self._sinks.detach()[head : head + 1]
+        keys = k.expand(len(rows), 1, *k.shape)
+        return SoftmaxMap(q[rows][:, None], keys, see, score, 4, self._distance, sinks)
+
+    @torch.no_grad()
+    def block(self, rows: slice, keys: slice, logsumexp: Tensor) -> Tensor:
+        b, h, _, _ = self._full
+        allowed = self.visible.cover(b, h, rows, keys)
+        if allowed == NONE:
+            return logsumexp.new_zeros(b, h, rows.stop - rows.start, keys.stop - keys.start)
+        sides = slice(0, b), slice(0, self._kv_heads), slice(0, h), rows, keys
+        tile, wide = Tile(*sides, free=allowed == ALL, unpadded=self.visible.unpadded), working_dtype(self.dtype)
+        lse = logsumexp.nan_to_num(nan=math.inf, neginf=math.inf, posinf=math.inf)  # exp(s - ∞) = 0
+        with as_given(self.device):
+            q, k = self._q[:, :, rows].to(wide), self._k[:, :, keys].to(wide)
+            return softmax_rows(tile, q, k, self._score, self.visible, lse).exp
 
     @property
     def measures_distance(self) -> bool:

@@ -82,6 +82,12 @@ class Pattern:
         """The pattern of some samples alone, whose numbers are `samples` (S,)."""
         return self.holding([x if x.shape[0] == 1 else x.index_select(0, samples) for x in self.tensors()])
 
+    def alone(self, sample: int, head: int) -> "Pattern":
+        """The pattern of one sample and one head, whatever number a call gives these."""
+        if not type(self).__module__.startswith(__package__):  # someone else's, which may tell heads apart
+            return _Alone(self, sample, head)
+        return self if self.samples == 1 else self.of(torch.tensor([sample], device=self.tensors()[0].device))
+
     def to(self, device: torch.device | str) -> "Pattern":
         """The same pattern with its tensors on `device`."""
         return self.holding([x.to(device) for x in self.tensors()])
@@ -162,6 +168,9 @@ class _Pair(Pattern):
     def extent(self) -> int:
         return max(self.left.extent, self.right.extent)
 
+    def alone(self, sample: int, head: int) -> Pattern:
+        return type(self)(self.left.alone(sample, head), self.right.alone(sample, head))
+
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.left.tensors(), *self.right.tensors())
 
@@ -219,6 +228,9 @@ class _Not(Pattern):
     def extent(self) -> int:
         return self.inner.extent
 
+    def alone(self, sample: int, head: int) -> Pattern:
+        return _Not(self.inner.alone(sample, head))
+
     def tensors(self) -> tuple[Tensor, ...]:
         return self.inner.tensors()
 
@@ -236,3 +248,22 @@ class _Not(Pattern):
 
     def _negated(self, inner: str) -> str:
         return f"~({inner})" if isinstance(self.inner, _Pair) else f"~{inner}"
+
+
+@dataclass(frozen=True, repr=False)
+class _Alone(Pattern):
+    """What a pattern says of one sample and one head, said of all."""
+
+    inner: Pattern
+    sample: int
+    head: int
+
+    def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.inner.allows(torch.full_like(b, self.sample), torch.full_like(h, self.head), q, k)
+
+    def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        b, h = torch.full_like(b, self.sample), torch.full_like(h, self.head)
+        return self.inner.cover(b, h, q_lo, q_hi, k_lo, k_hi)
+
+    def __repr__(self) -> str:
+        return f"{self.inner!r} in head {self.head} of sample {self.sample}"

@@ -1,0 +1,14 @@
+"""Attention of any length to look at, as one looks at a street map: its numbers at every scale, and a server of them.
+
+scene = read("models/long", Path("long.txt").read_text())
+with Server() as server:
+    print(server.url)
+    server.show(scene)
+"""
+
+from clearhead.view.blocks import TILE, Picture
+from clearhead.view.pyramid import Pyramid
+from clearhead.view.scene import Scene, read
+from clearhead.view.server import PORT, Server
+
+__all__ = ["PORT", "TILE", "Picture", "Pyramid", "Scene", "Server", "read"]
