@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clearhead import bench
 from clearhead.bench import (
     Case,
     Comparison,
@@ -39,6 +40,13 @@ from clearhead.cli import main
 from clearhead.data import Batches
 from clearhead.errors import ClearheadError, InputError
 from clearhead.patterns import parse
+
+
+def test_names_are_those_of_no_module():
+    """Or an import of the module would put itself in the name's place."""
+    modules = {path.stem for path in Path(bench.__file__).parent.glob("*.py")}
+    assert not modules & set(bench.__all__)
+    assert all(getattr(bench, name) is not None for name in bench.__all__)
 
 
 def test_arms_take_turns_and_warming_up_is_not_counted():

@@ -10,7 +10,7 @@ _HOME = {
     "Advice": "clearhead.bench.advice",
     "Beyond": "clearhead.bench.small",
     "Case": "clearhead.bench.case",
-    "Comparison": "clearhead.bench.compare",
+    "Comparison": "clearhead.bench.comparison",
     "Growth": "clearhead.bench.scaling",
     "Peaks": "clearhead.bench.memory",
     "Rates": "clearhead.bench.calibration",
@@ -28,9 +28,9 @@ _HOME = {
     "bench_training": "clearhead.bench.training",
     "bench_watch": "clearhead.bench.watch",
     "calibrated": "clearhead.bench.calibration",
-    "compare": "clearhead.bench.compare",
-    "machine": "clearhead.bench.compare",
-    "peak_memory": "clearhead.bench.compare",
+    "compare": "clearhead.bench.comparison",
+    "machine": "clearhead.bench.comparison",
+    "peak_memory": "clearhead.bench.comparison",
 }
 
 __all__ = [
@@ -67,10 +67,10 @@ if TYPE_CHECKING:
     from clearhead.bench.calibration import Rates as Rates
     from clearhead.bench.calibration import calibrated as calibrated
     from clearhead.bench.case import Case as Case
-    from clearhead.bench.compare import Comparison as Comparison
-    from clearhead.bench.compare import compare as compare
-    from clearhead.bench.compare import machine as machine
-    from clearhead.bench.compare import peak_memory as peak_memory
+    from clearhead.bench.comparison import Comparison as Comparison
+    from clearhead.bench.comparison import compare as compare
+    from clearhead.bench.comparison import machine as machine
+    from clearhead.bench.comparison import peak_memory as peak_memory
     from clearhead.bench.memory import Peaks as Peaks
     from clearhead.bench.memory import bench_memory as bench_memory
     from clearhead.bench.monitor import bench_monitor as bench_monitor

@@ -12,7 +12,7 @@ import torch
 
 from clearhead.bench.attention import prepared
 from clearhead.bench.case import Case, check_device, coverage, synchronize
-from clearhead.bench.compare import Say, machine, peak_memories, shown
+from clearhead.bench.comparison import Say, machine, peak_memories, shown
 from clearhead.bench.measure import whole_errors
 from clearhead.bench.peers import OURS, ours
 from clearhead.bench.scaling import exponent

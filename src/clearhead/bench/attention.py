@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from clearhead.bench.case import Case
-from clearhead.bench.compare import Say
+from clearhead.bench.comparison import Say
 from clearhead.bench.measure import measured, peaks, warm
 from clearhead.bench.peers import PEERS
 from clearhead.bench.table import Table

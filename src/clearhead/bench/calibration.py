@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clearhead.bench.case import check_device
-from clearhead.bench.compare import Say, machine
+from clearhead.bench.comparison import Say, machine
 from clearhead.kernels.calibrate import Measured, calibrate
 
 

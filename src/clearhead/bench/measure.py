@@ -19,7 +19,7 @@ from clearhead.bench.case import (
     sampled,
     synchronize,
 )
-from clearhead.bench.compare import Say, compare, peak_memory
+from clearhead.bench.comparison import Say, compare, peak_memory
 from clearhead.bench.peers import Job, NotRun, Prepare
 from clearhead.bench.table import Table
 from clearhead.bench.traps import fallen

@@ -6,7 +6,7 @@ from typing import Any
 
 from clearhead.bench import attention, statistics
 from clearhead.bench.case import DTYPES, Case, coverage
-from clearhead.bench.compare import Say, peak_memory
+from clearhead.bench.comparison import Say, peak_memory
 from clearhead.bench.measure import warm
 from clearhead.bench.peers import EAGER, FULL, LOCAL, LONGFORMER, OURS, PEERS, SDPA, NotRun, Prepare
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clearhead.bench.compare import Comparison, Say, compare
+from clearhead.bench.comparison import Comparison, Say, compare
 from clearhead.nn import Seq2Seq
 from clearhead.observe import AttentionMonitor
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clearhead.bench.compare import quantile
+from clearhead.bench.comparison import quantile
 from clearhead.bench.trained import SMOOTHING, config_of, model_of
 from clearhead.data import Batch, Batches
 from clearhead.nn import CrossAttention, Decoder, Encoder, FeedForward, SelfAttention

@@ -9,7 +9,7 @@ import torch
 from clearhead.bench import packed
 from clearhead.bench.attention import title
 from clearhead.bench.case import Case
-from clearhead.bench.compare import Say
+from clearhead.bench.comparison import Say
 from clearhead.bench.measure import measured, peaks, warm
 from clearhead.bench.peers import FLEX, PEERS, Job, NotRun, Prepare, flex
 from clearhead.bench.table import Table

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from clearhead.bench.compare import machine, quantile, shown
+from clearhead.bench.comparison import machine, quantile, shown
 from clearhead.bench.memory import Peaks
 from clearhead.bench.peers import OURS
 from clearhead.bench.scaling import Growth

@@ -7,7 +7,7 @@ from typing import Any
 
 from clearhead.bench.attention import prepared as attention_prepared
 from clearhead.bench.case import Case, synchronize
-from clearhead.bench.compare import Comparison, Say, compare, peak_memories, quantile, shown
+from clearhead.bench.comparison import Comparison, Say, compare, peak_memories, quantile, shown
 from clearhead.bench.peers import OURS, ours
 from clearhead.errors import InputError
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from clearhead.bench.case import Case, synchronize
-from clearhead.bench.compare import Comparison, Say, compare, quantile
+from clearhead.bench.comparison import Comparison, Say, compare, quantile
 from clearhead.maps import Softmax, attend
 from clearhead.nn import SelfAttention
 from clearhead.patterns import causal, window

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clearhead.bench.attention import title
 from clearhead.bench.case import POOLED, Case, shape_of
-from clearhead.bench.compare import Say
+from clearhead.bench.comparison import Say
 from clearhead.bench.measure import measured, peaks, warm
 from clearhead.bench.peers import EAGER, SDPA, Job, NotRun, Prepare, dense, ours, room, sdpa
 from clearhead.bench.table import Table

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from clearhead.bench.compare import Comparison, shown
+from clearhead.bench.comparison import Comparison, shown
 
 UNMEASURED = "not measured"
 

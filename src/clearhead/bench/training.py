@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clearhead.bench.compare import Comparison, Say, compare
+from clearhead.bench.comparison import Comparison, Say, compare
 from clearhead.bench.parts import where_time_goes
 from clearhead.bench.trained import SAME, end_to_end
 from clearhead.data import BOS, EOS, Batch, Batches, Examples, Ragged

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from clearhead.bench.compare import Comparison, Say, compare, peak_memory
+from clearhead.bench.comparison import Comparison, Say, compare, peak_memory
 from clearhead.errors import extra
 from clearhead.maps import Softmax
 from clearhead.observe import watch

@@ -126,7 +126,7 @@ _MARK = "/proc/self/clear_refs"
 
 def _peaks(module: str, function: str, each: Sequence[Mapping[str, Any]]) -> list[int]:
     program = (
-        "import importlib, json, sys; from clearhead.bench.compare import grown\n"
+        "import importlib, json, sys; from clearhead.bench.comparison import grown\n"
         "name, function, each = json.loads(sys.argv[1])\n"
         "work = getattr(importlib.import_module(name), function)\n"
         "print(json.dumps([grown(work(**arguments)) for arguments in each]))"
