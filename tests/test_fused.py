@@ -229,9 +229,8 @@ def test_threads_do_not_write_over_one_another(threads):
     try:
         for call, expected in ((task, want), (alone, want_alone)):
             for a, b in zip(returned(q, k, v, call, wanted), expected, strict=True):
-                if (
-                    b.numel()
-                ):  # sums in another order differ by their last digits; a write that is lost, by a part of them
+                # sums in another order differ in their last digits; without a write, in the first
+                if b.numel():
                     assert (a - b).abs().max() <= 2e-6 * b.abs().max()
     finally:
         torch.set_num_threads(before)
