@@ -26,6 +26,7 @@ WHOLE = {
     "sinks": ch.causal() & (ch.first(2) | ch.window(3)),
     "longformer": patterns.longformer(4),
     "sparse_transformer": patterns.sparse_transformer(4),
+    "bigbird": patterns.bigbird(2, length=1400),
 }
 
 LONG = {
