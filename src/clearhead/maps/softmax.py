@@ -80,9 +80,13 @@ class SoftmaxMap(AttentionMap):
 
     def _call(self, v_dim: int, dropout: float, statistics: bool, learns: bool = False) -> Call:
         """`learns`: do the values want a gradient?"""
-        learns = learns or self._q.requires_grad or self._k.requires_grad or self._score.learns
-        learns, sinks = learns and torch.is_grad_enabled(), self._sinks is not None
+        learns, sinks = self._learns(learns), self._sinks is not None
         return describe(self._q, self._k, v_dim, self.visible, self._score, dropout, statistics, sinks, learns)
+
+    def _learns(self, more: bool = False) -> bool:
+        """Does a gradient come to what the map is made of, or to something `more`?"""
+        wanted = more or self._q.requires_grad or self._k.requires_grad or self._score.learns
+        return wanted and torch.is_grad_enabled()
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
         see = self.visible
@@ -135,8 +139,7 @@ class SoftmaxMap(AttentionMap):
 
     def _received(self) -> Tensor:
         q, k = self._q, self._k
-        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or self._score.learns)
-        if learns or self._sinks is not None:  # strips have gradients of any order
+        if self._learns() or self._sinks is not None:  # strips have gradients of any order
             return super()._received()
         nothing = k.new_zeros(*k.shape[:3], 0)
         return run(q, k, nothing, self._task(self.visible, self._score, None, received=True))[2]
