@@ -11,7 +11,7 @@ import torch
 
 import clearhead as ch
 from clearhead.picture.colour import DARK, LIGHT
-from clearhead.view import Scene, Server
+from clearhead.view import Explorer, Scene, Server
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -49,7 +49,7 @@ def scene():
 @pytest.fixture(scope="module")
 def url(scene):
     with Server(port=0) as server:
-        thread = threading.Thread(target=server.show, args=[scene])
+        thread = threading.Thread(target=server.show, args=[Explorer(scene)])
         thread.start()
         yield server.url
         server.shutdown()

@@ -18,7 +18,7 @@ import torch
 
 import clearhead as ch
 from clearhead.errors import InputError
-from clearhead.view import Pyramid, Scene, Server, pyramid, scene
+from clearhead.view import Explorer, Pyramid, Scene, Server, pyramid, scene
 
 N, HEADS = 600, 2
 EVIL = "<script>document.title = 'owned'</script>"
@@ -56,7 +56,7 @@ def made():
 @contextmanager
 def serving(made, **options):
     with Server(**{"port": 0, **options}) as found:
-        thread = threading.Thread(target=found.show, args=[made])
+        thread = threading.Thread(target=found.show, args=[Explorer(made)])
         thread.start()
         try:
             yield found
@@ -158,7 +158,6 @@ def test_rows_columns_and_marginals(live, made):
     assert [each["at"] for each in row] == order.tolist()
     assert [each["name"] for each in row] == [names()[i] for i in order]
     assert [each["weight"] for each in row] == pytest.approx(A[300][order].tolist(), rel=1e-4)
-    told(live, "tile") if False else None
     deadline = time.monotonic() + 20
     while (column := told(live, "column", layer=1, head=1, key=17, most=2))["looked_at"] < N:
         assert time.monotonic() < deadline
@@ -308,20 +307,20 @@ def test_a_browser_that_goes_away_leaves_no_trace(live, capsys):
 def test_what_nobody_waits_for_any_more_is_not_computed(live, made, monkeypatch):
     computed, tile = [], Pyramid.tile
     monkeypatch.setattr(Pyramid, "tile", lambda self, *place: computed.append(place) or tile(self, *place))
-    with live.studio._computing:  # all others wait
+    with live.site.studio._computing:  # all others wait
         for row in (1, 0):
             line = socket.create_connection(("127.0.0.1", live.server_port))
             path = f"/api/tile?layer=0&head=1&level=1&row={row}&column=0"
             line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost:{live.server_port}\r\n\r\n".encode())
             deadline = time.monotonic() + 20
-            while live.studio._waiting < 2 - row:
+            while live.site.studio._waiting < 2 - row:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             if row:
                 line.close()
     assert line.recv(15) == b"HTTP/1.1 200 OK"
     line.close()
-    while live.studio._waiting:
+    while live.site.studio._waiting:
         time.sleep(0.01)
     assert computed == [(1, 0, 0)]
 
@@ -338,7 +337,7 @@ def test_the_last_heads_are_kept(live, made, monkeypatch):
     monkeypatch.setattr(scene, "_KEPT", 2)
     for layer, head in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0)):
         told(live, "row", layer=layer, head=head, row=5)
-    assert list(live.studio._kept) == [(1, 1), (0, 0)]
+    assert list(live.site.studio._kept) == [(1, 1), (0, 0)]
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def view(
 ) -> Iterator[str]:
     """Serve a page on which the attention of a text of any length can be looked at, until Ctrl-C."""
     from clearhead.inspect import read_text
-    from clearhead.view import PORT, Server, read
+    from clearhead.view import PORT, Explorer, Server, read
 
     if text is not None and file is not None:
         raise InputError("--text and --file were given: give one of them")
@@ -198,7 +198,7 @@ def view(
         scene = read(model, text, target=target, tokens=chosen, layers=layers)
         yield f"{server.url} shows {scene.title}; Ctrl-C ends it"
         sys.stdout.flush()  # whoever started it through a pipe waits for that line
-        server.show(scene, browser=opens)
+        server.show(Explorer(scene), browser=opens)
 
 
 def _numbers(tokens: str) -> list[int]:

@@ -3,12 +3,14 @@
 scene = read("models/long", Path("long.txt").read_text())
 with Server() as server:
     print(server.url)
-    server.show(scene)
+    server.show(Explorer(scene))
 """
 
+from clearhead.view.answers import Explorer
 from clearhead.view.blocks import TILE, Picture
 from clearhead.view.pyramid import Pyramid
 from clearhead.view.scene import Scene, read
 from clearhead.view.server import PORT, Server
+from clearhead.view.site import Site
 
-__all__ = ["PORT", "TILE", "Picture", "Pyramid", "Scene", "Server", "read"]
+__all__ = ["PORT", "TILE", "Explorer", "Picture", "Pyramid", "Scene", "Server", "Site", "read"]

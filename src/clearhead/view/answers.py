@@ -1,23 +1,19 @@
-"""What the server answers: for each path a function of the studio and of what is asked.
+"""What is answered about a scene: for each path a function of the studio and of what is asked."""
 
-Numbers go out as they are, float32 with the least byte first; everything else as JSON, tokens too, never as HTML.
-"""
-
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 from torch import Tensor
 
-from clearhead.errors import InputError, nearest
+from clearhead.errors import InputError
 from clearhead.view.blocks import TILE, Picture
 from clearhead.view.export import pixels, table
 from clearhead.view.pyramid import STATISTICS, Pyramid
-from clearhead.view.scene import Studio
+from clearhead.view.scene import Scene, Studio
+from clearhead.view.site import Answer, Asked, Site, as_json
 
 FOUND = 50
 """Tokens that a search names, at most."""
@@ -27,46 +23,12 @@ _NAMES = 4096
 """Tokens that are named at once, at most."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A body, its media type and further headers."""
-
-    kind: str
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Asked:
-    """The parameters of a request. Raises InputError for one that is missing, or no whole number where it must be.
-
-    `gone` tells whether whoever asked has gone away.
-    """
-
-    def __init__(self, given: dict[str, list[str]], gone: Callable[[], bool]) -> None:
-        self._given, self._gone = given, gone
-
-    @contextmanager
-    def looking_at(self, studio: Studio, layer: int, head: int) -> Iterator[Pyramid]:
-        """A block that computes with the pictures of a head; raises ConnectionAbortedError if it is for nobody."""
-        with studio.looking_at(layer, head) as pyramid:
-            if self._gone():
-                raise ConnectionAbortedError("whoever asked has gone away")
-            yield pyramid
-
-    def text(self, name: str, default: str | None = None) -> str:
-        values = self._given.get(name, [] if default is None else [default])
-        if len(values) != 1:
-            raise InputError(f"{name} is {'missing' if not values else 'given more than once'}")
-        return values[0]
-
-    def number(self, name: str, default: int | None = None) -> int:
-        text = self.text(name, None if default is None else str(default))
-        if len(text) > 18 or not text.removeprefix("-").isascii() or not text.removeprefix("-").isdecimal():
-            raise InputError(f"{name} is {text[:40]!r}; it must be a whole number")
-        return int(text)
-
-    def numbers(self, *names: str) -> list[int]:
-        return [self.number(name) for name in names]
+@contextmanager
+def looking_at(studio: Studio, asked: Asked, layer: int, head: int) -> Iterator[Pyramid]:
+    """A block that computes with the pictures of a head; raises ConnectionAbortedError if it is for nobody."""
+    with studio.looking_at(layer, head) as pyramid:
+        asked.wait_is_over()
+        yield pyramid
 
 
 Answerer = Callable[[Studio, Asked], Answer]
@@ -81,14 +43,14 @@ def model(studio: Studio, asked: Asked) -> Answer:
         "statistics": scene.statistics(),
         "unseen": scene.seen.unseen,
     }
-    return _json(told)
+    return as_json(told)
 
 
 def tokens(studio: Studio, asked: Asked) -> Answer:
     layer, start, stop = asked.numbers("layer", "from", "to")
     if stop - start > _NAMES:
         raise InputError(f"{stop - start} tokens were asked for: ask for {_NAMES} at a time")
-    return _json({"from": start, "names": studio.scene.tokens(layer, asked.text("side"), start, stop)})
+    return as_json({"from": start, "names": studio.scene.tokens(layer, asked.text("side"), start, stop)})
 
 
 def search(studio: Studio, asked: Asked) -> Answer:
@@ -99,7 +61,7 @@ def search(studio: Studio, asked: Asked) -> Answer:
     names = studio.scene.tokens(layer, asked.text("side"), 0, max(studio.scene.call(layer).shape[2:]))
     found = [(i, name) for i, name in enumerate(names) if i >= after and wanted in name.casefold()]
     told = [{"at": i, "name": name} for i, name in found[:FOUND]]
-    return _json({"found": told, "more": len(found) > FOUND})
+    return as_json({"found": told, "more": len(found) > FOUND})
 
 
 def tile(studio: Studio, asked: Asked) -> Answer:
@@ -108,7 +70,7 @@ def tile(studio: Studio, asked: Asked) -> Answer:
     wanted = asked.text("of", "values")
     if wanted not in ("values", "error"):
         raise InputError(f"of is {wanted!r}: write values or error")
-    with asked.looking_at(studio, layer, head) as pyramid:
+    with looking_at(studio, asked, layer, head) as pyramid:
         shown = pyramid.tile(level, row, column)
         progress = pyramid.progress
     values = shown.values if wanted == "values" else shown.error
@@ -120,29 +82,29 @@ def tile(studio: Studio, asked: Asked) -> Answer:
 def marginals(studio: Studio, asked: Asked) -> Answer:
     """Statistics of the rows and what the keys received, of the blocks of a tile; null: not measured, or not yet."""
     layer, head, level, row, column = asked.numbers("layer", "head", "level", "row", "column")
-    with asked.looking_at(studio, layer, head) as pyramid:
+    with looking_at(studio, asked, layer, head) as pyramid:
         shown = pyramid.tile(level, row, column)
         told = {name: _list(pyramid.statistic(name, level, shown.rows)) for name in STATISTICS}
         received = _list(pyramid.received(level, shown.keys))
-    return _json({"rows": told, "received": received})
+    return as_json({"rows": told, "received": received})
 
 
 def row(studio: Studio, asked: Asked) -> Answer:
     """What a query attends to most."""
     layer, head, at = asked.numbers("layer", "head", "row")
-    with asked.looking_at(studio, layer, head) as pyramid:
+    with looking_at(studio, asked, layer, head) as pyramid:
         found = pyramid.keys_of(at, _few(asked))
-    return _json({"row": at, "keys": _named(studio, layer, "keys", *found)})
+    return as_json({"row": at, "keys": _named(studio, layer, "keys", *found)})
 
 
 def column(studio: Studio, asked: Asked) -> Answer:
     """Who attends to a key most, of the rows whose logsumexp is known yet."""
     layer, head, at = asked.numbers("layer", "head", "key")
-    with asked.looking_at(studio, layer, head) as pyramid:
+    with looking_at(studio, asked, layer, head) as pyramid:
         weights, rows, looked_at = pyramid.rows_of(at, _few(asked))
         of = pyramid.shape[0]
     named = _named(studio, layer, "rows", weights, rows)
-    return _json({"key": at, "rows": named, "looked_at": looked_at, "of": of})
+    return as_json({"key": at, "rows": named, "looked_at": looked_at, "of": of})
 
 
 def as_csv(studio: Studio, asked: Asked) -> Answer:
@@ -184,17 +146,23 @@ PAGE = {
 }
 
 
-def answer(studio: Studio, path: str, asked: Asked) -> Answer | None:
-    """What is at a path; None: nothing. Raises InputError for parameters that cannot work."""
-    if path in PAGE:
+class Explorer(Site):
+    """The site of a scene: a page that asks for tiles, and computes nothing itself."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.studio = Studio(scene)
+
+    def paths(self) -> Iterable[str]:
+        return [*PAGE, *ANSWERS]
+
+    def at(self, path: str, asked: Asked) -> Answer:
+        if path in ANSWERS:
+            return ANSWERS[path](self.studio, asked)
         name, kind = PAGE[path]
         return Answer(f"{kind}; charset=utf-8", resources.files(__package__).joinpath(name).read_bytes())
-    return ANSWERS[path](studio, asked) if path in ANSWERS else None
 
-
-def unknown(path: str) -> str:
-    """A line about a path where nothing is."""
-    return f"there is nothing at {path[:80]!r}{nearest(path, [*PAGE, *ANSWERS])}"
+    def close(self) -> None:
+        self.studio.close()
 
 
 def _region(studio: Studio, asked: Asked) -> Picture:
@@ -204,7 +172,7 @@ def _region(studio: Studio, asked: Asked) -> Picture:
     )
     if (to_row - row) * (to_column - column) > CELLS:
         raise InputError(f"{to_row - row} × {to_column - column} cells are too many: ask for at most {CELLS}")
-    with asked.looking_at(studio, layer, head) as pyramid:
+    with looking_at(studio, asked, layer, head) as pyramid:
         return pyramid.picture(level, slice(row, to_row), slice(column, to_column))
 
 
@@ -232,10 +200,6 @@ def _list(x: Tensor | None) -> list[float | None] | None:
 
 def _bytes(x: Tensor) -> bytes:
     return x.contiguous().numpy().astype("<f4").tobytes()
-
-
-def _json(told: Any) -> Answer:
-    return Answer("application/json", json.dumps(told, allow_nan=False, separators=(",", ":")).encode("ascii"))
 
 
 def _file(name: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A server of one scene for one person: reads alone, this machine alone unless told otherwise, nothing but its paths.
+"""A server of one site for one person: reads alone, this machine alone unless told otherwise, nothing but its paths.
 
 What guards it: it answers GET and HEAD only; a Host that is not its own is refused, so that no other site's name can
 be pointed here (DNS rebinding); so is what another site's page asks for; and the page it sends may load nothing from
@@ -7,7 +7,6 @@ elsewhere and run nothing but its own script.
 
 import errno
 import ipaddress
-import json
 import select
 import socket
 import sys
@@ -19,8 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from clearhead.errors import InputError
-from clearhead.view.answers import Answer, Asked, answer, unknown
-from clearhead.view.scene import Scene, Studio
+from clearhead.view.site import Answer, Asked, Site, as_json
 
 PORT = 8471
 POLICY = (
@@ -37,13 +35,13 @@ _ALWAYS = {
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a scene at `url` until it is closed: `show`. It takes its port at once, and answers when it has a scene.
+    """Serves a site at `url` until it is closed: `show`. It takes its port at once, and answers when it has a site.
 
     Port 0 is any that is free. Raises InputError, in one line, for a port in use or a host that is not this machine.
     """
 
     daemon_threads = True
-    studio: Studio
+    site: Site
 
     def __init__(self, host: str = "127.0.0.1", port: int = PORT) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -53,9 +51,9 @@ class Server(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             raise InputError(_refused(host, port, error)) from None
 
-    def show(self, scene: Scene, browser: bool = False) -> None:
-        """Serve `scene` until Ctrl-C, or until another thread calls `shutdown`; open it in a browser if wanted."""
-        self.studio = Studio(scene)
+    def show(self, site: Site, browser: bool = False) -> None:
+        """Serve `site` until Ctrl-C, or until another thread calls `shutdown`; open it in a browser if wanted."""
+        self.site = site
         if browser:
             webbrowser.open(self.url)
         with suppress(KeyboardInterrupt):
@@ -73,8 +71,8 @@ class Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        if (studio := getattr(self, "studio", None)) is not None:
-            studio.close()
+        if (site := getattr(self, "site", None)) is not None:
+            site.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that has gone away is nothing to speak of; anything else is one line."""
@@ -117,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 403, _said(why)
         path, _, query = self.path.partition("?")
         try:
-            found = answer(self.server.studio, path, Asked(parse_qs(query, keep_blank_values=True), self._gone))
+            found = self.server.site.answer(path, Asked(parse_qs(query, keep_blank_values=True), self._gone))
         except ConnectionError:
             raise
         except InputError as error:
@@ -125,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             print(f"error: {self.path}: {type(error).__name__}: {error}", file=sys.stderr)
             return 500, _said(f"{type(error).__name__}: {error}")
-        return (404, _said(unknown(path))) if found is None else (200, found)
+        return (404, _said(self.server.site.unknown(path))) if found is None else (200, found)
 
     def _gone(self) -> bool:
         """Has the browser closed the line? It does when it no longer wants what it asked for."""
@@ -157,15 +155,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         code = 405 if code == 501 else code
         allow = {"Allow": "GET, HEAD", "Connection": "close"}
-        told = _said("this server answers GET and HEAD only" if code == 405 else message or "bad request")
-        self._send(code, Answer(told.kind, told.body, allow))
+        said = _said("this server answers GET and HEAD only" if code == 405 else message or "bad request")
+        self._send(code, Answer(said.kind, said.body, allow))
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
 def _said(why: str) -> Answer:
-    return Answer("application/json", json.dumps({"error": " ".join(why.split())}).encode("ascii"))
+    return as_json({"error": " ".join(why.split())})
 
 
 def _loopback(host: str) -> bool:
