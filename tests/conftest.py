@@ -1,6 +1,7 @@
-"""What all tests share: hypothesis profiles, and two threads, as a laptop has."""
+"""What all tests share: hypothesis profiles, two threads, as a laptop has, and a browser."""
 
 import os
+import shutil
 
 import hypothesis
 import jaxtyping
@@ -33,3 +34,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real Chromium, this machine's own; who needs one is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    paths = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    if (path := next(filter(None, paths), None)) is None:
+        pytest.skip("no Chromium on PATH")
+    with playwright.sync_playwright() as engine:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+        browser = engine.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()

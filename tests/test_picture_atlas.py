@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import zlib
 from pathlib import Path
 
@@ -21,10 +20,7 @@ from clearhead.picture.packing import compressed
 from clearhead.train import train
 from foreign_models import BY_NAME, transformers
 
-playwright = pytest.importorskip("playwright.sync_api")
 tokenizers = pytest.importorskip("tokenizers")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-browsing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 
 EVIL = (
     "<script>document.title='owned'</script>",
@@ -71,15 +67,6 @@ def bert(folder):
 @pytest.fixture(scope="module")
 def run(folder):
     return inspect(folder / "runs/tiny", "abcf", out=folder / "run.html")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as engine:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -138,7 +125,6 @@ def cell_said(page):
     return re.match(r"query '(.*)' gives ([\d.]+) to key '(.*?)'\n", reading(page)).groups()
 
 
-@browsing
 @pytest.mark.parametrize(("layer", "head"), [(0, 0), (1, 3)])
 def test_cells_of_the_map_are_the_weights(visit, bert, layer, head):
     page = visit(bert)
@@ -155,7 +141,6 @@ def test_cells_of_the_map_are_the_weights(visit, bert, layer, head):
         assert [*map(float, sums)] == pytest.approx(want, abs=0.51e-3)
 
 
-@browsing
 def test_a_pixel_has_the_colour_of_its_weight_linear_and_logarithmic(visit, bert):
     page = visit(bert, f"#layer={ATTENTION.format(0)}&head=2&view=map&range=one")
     A = weights(bert, 0, 2).astype(float)
@@ -175,7 +160,6 @@ def test_a_pixel_has_the_colour_of_its_weight_linear_and_logarithmic(visit, bert
             assert page.evaluate(pixel, [row, column])[:3] == pytest.approx(want, abs=2)
 
 
-@browsing
 def test_a_token_shows_what_it_attends_to(visit, bert):
     page = visit(bert)
     open_head(page, 0, 1)
@@ -198,7 +182,6 @@ def test_a_token_shows_what_it_attends_to(visit, bert):
     assert "token=" not in page.url
 
 
-@browsing
 def test_a_text_is_coloured_by_what_a_token_attends_to(visit, bert):
     page = visit(bert, f"#layer={ATTENTION.format(0)}&head=1&tokens=text")
     page.locator(".token").nth(2).hover()
@@ -210,7 +193,6 @@ def test_a_text_is_coloured_by_what_a_token_attends_to(visit, bert):
     assert colours[best] == "rgb(33, 30, 78)"
 
 
-@browsing
 def test_the_first_key_and_special_tokens_are_hidden(visit, bert):
     page = visit(bert, f"#layer={ATTENTION.format(1)}&head=0")
     count = len(weights(bert, 1, 0))
@@ -228,7 +210,6 @@ def test_the_first_key_and_special_tokens_are_hidden(visit, bert):
     assert page.locator("#view .blank").count() == 4
 
 
-@browsing
 def test_the_dashboard_shows_any_statistic_and_health(visit, bert):
     page = visit(bert)
     told = records(bert.seen)
@@ -245,7 +226,6 @@ def test_the_dashboard_shows_any_statistic_and_health(visit, bert):
     assert all(finding.sentence in said for finding in alarms if finding.head == 1)
 
 
-@browsing
 def test_the_flow_of_a_token_is_its_rollout(visit, bert):
     page = visit(bert, f"#layer={ATTENTION.format(0)}&view=flow&token=3")
     relevance = rollout(bert.seen, 3)[0].numpy()
@@ -259,7 +239,6 @@ def test_the_flow_of_a_token_is_its_rollout(visit, bert):
     assert reading(page).startswith("after layer 0, ")
 
 
-@browsing
 def test_all_of_it_works_from_the_keyboard(visit, bert):
     page = visit(bert, f"#layer={ATTENTION.format(0)}&head=0")
     name = page.locator("#head-name")
@@ -295,7 +274,6 @@ def test_all_of_it_works_from_the_keyboard(visit, bert):
         assert part in page.url
 
 
-@browsing
 def test_a_link_brings_all_of_it_back(visit, bert):
     page = visit(bert)
     open_head(page, 0, 3)
@@ -317,7 +295,6 @@ def test_a_link_brings_all_of_it_back(visit, bert):
         again.wait_for_function("name => document.getElementById('head-name').textContent === name", arg=name)
 
 
-@browsing
 def test_the_theme_follows_the_system_and_a_switch(visit, bert):
     page = visit(bert, scheme="dark")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -329,7 +306,6 @@ def test_the_theme_follows_the_system_and_a_switch(visit, bert):
     assert (dark != light, page.evaluate("getComputedStyle(document.body).backgroundColor")) == (True, light)
 
 
-@browsing
 def test_no_window_is_too_narrow(visit, bert):
     page = visit(bert)
     for width in (800, 640, 400):
@@ -339,7 +315,6 @@ def test_no_window_is_too_narrow(visit, bert):
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
 
 
-@browsing
 def test_markup_in_tokens_is_shown_and_not_run(visit, bert):
     page = visit(bert)
     assert "\u202e" not in page.locator("body").inner_text()
@@ -351,7 +326,6 @@ def test_markup_in_tokens_is_shown_and_not_run(visit, bert):
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
 
 
-@browsing
 def test_a_run_shows_its_three_stacks_and_its_training(visit, run):
     page = visit(run)
     assert page.locator(".overview h3").all_inner_texts() == ["Encoder", "Decoder", "Cross-attention"]
@@ -368,7 +342,6 @@ def test_a_run_shows_its_three_stacks_and_its_training(visit, run):
     assert reading(page).startswith("Cross-attention is no stack of its own")
 
 
-@browsing
 def test_strong_pairs_and_findings_lead_to_their_heads(visit, bert):
     page = visit(bert)
     for i in (0, 3):
@@ -381,7 +354,6 @@ def test_strong_pairs_and_findings_lead_to_their_heads(visit, bert):
         assert page.locator(".token.here").get_attribute("data-index") == str(pair.pair.query)
 
 
-@browsing
 def test_a_page_of_144_heads_is_small_and_soon_there(visit, tmp_path):
     """Weights whose entropy is the largest that weights of 128 keys can have."""
     A = np.random.default_rng(0).dirichlet(np.ones(128), (12, 12, 128))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import numpy as np
 import pytest
 
 from clearhead.picture import training_report
 from clearhead.picture.colour import DARK, LIGHT
-
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 
 LETTERS, PHONEMES = list("better"), ["<bos>", "B", "EH1", "T", "ER0"]
 PATHS = {
@@ -56,15 +51,6 @@ def url(tmp_path_factory):
         attention=words,
     )
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as engine:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The page of `clearhead view` in a real browser: every number it reads out is one of the weights."""
 
 import re
-import shutil
 import threading
 from math import log10
 
@@ -12,10 +11,6 @@ import torch
 import clearhead as ch
 from clearhead.picture.colour import DARK, LIGHT
 from clearhead.view import Explorer, Scene, Server
-
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 
 N, M = 1200, 900
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
@@ -54,15 +49,6 @@ def url(scene):
         yield server.url
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as engine:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
