@@ -134,6 +134,32 @@ class Seen(Sequence[Call]):
 
         return to_json(self, rows)
 
+    def view(
+        self,
+        tokens: Sequence[str] | None = None,
+        *,
+        sample: int = 0,
+        port: int = 0,
+        browser: bool | None = None,
+        block: bool | None = None,
+    ) -> Any:
+        """Serve a page on which the maps of the last pass can be looked at, whatever their length.
+
+        Args:
+            tokens: names of positions, for every axis that has as many of them; None: their numbers.
+            sample: which of the batch.
+            port: where the page is served; 0: any port that is free.
+            browser: open it in one; None: unless a notebook shows it.
+            block: wait until Ctrl-C; None: in a program, but neither in a notebook nor at the prompt.
+
+        Returns a `clearhead.view.Shown`, with `url` and `close()`; in a notebook it shows the page in a frame. Raises
+        InputError where no maps were kept (`watch(model, keep_maps=True)`), for a sample that is not there, for names
+        that fit no axis, and for a port in use.
+        """
+        from clearhead.view import view  # up the house, when asked for: whoever has seen something wants to look at it
+
+        return view(self, tokens, sample=sample, port=port, browser=browser, block=block)
+
     def __str__(self) -> str:
         from clearhead.observe.numbers.table import grid
 

@@ -11,6 +11,7 @@ from clearhead.view.blocks import TILE, Picture
 from clearhead.view.pyramid import Pyramid
 from clearhead.view.scene import Scene, read
 from clearhead.view.server import PORT, Server
+from clearhead.view.shown import Shown, view
 from clearhead.view.site import Site
 
-__all__ = ["PORT", "TILE", "Explorer", "Picture", "Pyramid", "Scene", "Server", "Site", "read"]
+__all__ = ["PORT", "TILE", "Explorer", "Picture", "Pyramid", "Scene", "Server", "Shown", "Site", "read", "view"]

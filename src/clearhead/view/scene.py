@@ -28,11 +28,15 @@ _KEPT = 8
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What was seen, under a title; `names` of a call are those of its queries and of its keys, None where unknown."""
+    """What was seen, under a title; `names` of a call are those of its queries and of its keys, None where unknown.
+
+    Of a batch one `sample` is looked at.
+    """
 
     title: str
     seen: Seen
     names: Callable[[Call], tuple[Names, Names]]
+    sample: int = 0
 
     def layers(self) -> list[dict[str, Any]]:
         """A plain record of each layer, in the order of the forward pass."""
@@ -143,7 +147,7 @@ class Studio:
 
     def _made(self, A: AttentionMap, key: tuple[int, int]) -> Pyramid:
         if key not in self._kept:
-            self._kept[key] = Pyramid(A, key[1])
+            self._kept[key] = Pyramid(A, key[1], self.scene.sample)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

@@ -23,10 +23,9 @@ from clearhead.view.site import Answer, Asked, Site, as_json
 PORT = 8471
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'none'"
 )
 _ALWAYS = {
-    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -37,13 +36,16 @@ _ALWAYS = {
 class Server(ThreadingHTTPServer):
     """Serves a site at `url` until it is closed: `show`. It takes its port at once, and answers when it has a site.
 
-    Port 0 is any that is free. Raises InputError, in one line, for a port in use or a host that is not this machine.
+    Port 0 is any that is free. `framed`: may pages of others show it in a frame, as notebooks do? Raises InputError, in
+    one line, for a port in use or a host that is not this machine.
     """
 
     daemon_threads = True
     site: Site
 
-    def __init__(self, host: str = "127.0.0.1", port: int = PORT) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = PORT, framed: bool = False) -> None:
+        # a notebook is at any address, or in an editor's own window; whoever frames the page cannot read it
+        self.policy = POLICY if framed else f"{POLICY}; frame-ancestors 'none'"
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._host = host
         try:
@@ -143,7 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, found: Answer) -> None:
         self.send_response(status)
-        for name, value in {**_ALWAYS, **found.headers, "Content-Type": found.kind}.items():
+        for name, value in {
+            **_ALWAYS,
+            "Content-Security-Policy": self.server.policy,
+            **found.headers,
+            "Content-Type": found.kind,
+        }.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(found.body)))
         self.end_headers()
