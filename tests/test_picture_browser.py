@@ -206,7 +206,7 @@ def test_an_alarm_leads_to_its_head(page):
     assert page.locator(".strip rect.alarm").count() == 1
     page.locator(".strips").focus()
     page.keyboard.press("ArrowUp")
-    page.get_by_role("button", name="alarm, from step 1 to the end").click()
+    page.get_by_role("button", name="alarm, from step 1 on").click()
     assert course_said(page)[:2] == ("b, head 1", 1)
     assert "entropy collapse" in page.locator(".panel .read").inner_text()
 

@@ -94,7 +94,7 @@ def test_alarms_last_from_where_they_begin_to_where_they_are_over():
     given[5]["remedies"] = ["QK-clip: scaled"]
     words = shell(given)
     assert "alarm, step 40 to 100" in words
-    assert "alarm, from step 120 to the end" in words
+    assert "alarm, from step 120 on" in words
     assert "3 alarms, 1 note" in words
     assert "&lt;b&gt;sharp" in words
     assert "Remedies acted 1 time<" in words

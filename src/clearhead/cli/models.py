@@ -4,9 +4,10 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,8 @@ from clearhead.cli.options import AsJson, progress
 from clearhead.errors import InputError, nearest
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/g2p.")]
+Port = Annotated[int | None, typer.Option(help="Where the page is served; 0 is any port that is free.")]
+Opens = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")]
 Beam = Annotated[
     int | None, typer.Option(min=1, help="Hypotheses kept while searching; 1 is greedy.", show_default=False)
 ]
@@ -48,11 +51,18 @@ def train(
         bool, typer.Option("--find-learning-rate", help="Instead: try rates for 100 steps, and suggest one.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rates that were tried as JSON.")] = False,
+    view: Annotated[bool, typer.Option("--view", help="Serve a page that shows the run as it trains.")] = False,
+    port: Port = None,
+    opens: Opens = True,
 ) -> list[str]:
     """Train a model into a run folder, and score it."""
     from clearhead.train import Interrupted, train
     from clearhead.train.range_test import find_learning_rate as find
 
+    if port is not None and not view:
+        raise InputError("--port belongs to --view")
+    if view and find_learning_rate:
+        raise InputError("--view shows a training, and --find-learning-rate is none: leave one of them out")
     if as_json and not find_learning_rate:
         raise InputError("--json belongs to --find-learning-rate: scores of a training are in its scores.json")
 
@@ -63,11 +73,23 @@ def train(
         found = find(task, chosen, say=lambda message: print(message, file=sys.stderr))
         return [json.dumps(found.record())] if as_json else found.lines()
     try:
-        train(task, chosen, name, resume=resume, overwrite=overwrite)
+        with _page(port, opens) if view else nullcontext() as begun:
+            train(task, chosen, name, resume=resume, overwrite=overwrite, begun=begun)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr)
         raise typer.Exit(130) from None
     return []
+
+
+def _page(port: int | None, opens: bool) -> Any:
+    """A block within which a page shows the run, in the first of the processes that train."""
+    from clearhead.train.run import is_first
+    from clearhead.view import PORT
+    from clearhead.view.beside import Beside
+
+    if not is_first():
+        return nullcontext()
+    return Beside(PORT if port is None else port, browser=opens and sys.stderr.isatty())
 
 
 def _own_files(**given: str | None) -> list[str]:
@@ -179,26 +201,32 @@ def view(
     layers: Annotated[
         list[str] | None, typer.Option(help="Paths of modules to look at, * is anything; repeatable.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Where the page is served; 0 is any port that is free.")] = None,
+    port: Port = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on. Any but this machine's own opens the text to the network.")
     ] = "127.0.0.1",
-    opens: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    opens: Opens = True,
 ) -> Iterator[str]:
-    """Serve a page on which the attention of a text of any length can be looked at, until Ctrl-C."""
+    """Serve a page on which the attention of a text of any length can be looked at, or how a run went, until Ctrl-C."""
     from clearhead.inspect import read_text
-    from clearhead.view import PORT, Explorer, Server, read
+    from clearhead.view import PORT, Explorer, Server, Site, read
+    from clearhead.view.course import Course, is_run
 
     if text is not None and file is not None:
         raise InputError("--text and --file were given: give one of them")
     server = Server(host, PORT if port is None else port)  # before the model runs, for which this must not wait
     with server:
-        chosen = None if tokens is None else _numbers(tokens)
-        text = text if file is None else read_text(file)
-        scene = read(model, text, target=target, tokens=chosen, layers=layers)
-        yield f"{server.url} shows {scene.title}; Ctrl-C ends it"
+        if all(one is None for one in (text, file, tokens, target, layers)) and is_run(model):
+            site: Site = Course(model)
+            shown = f"the run {model}"
+        else:
+            chosen = None if tokens is None else _numbers(tokens)
+            text = text if file is None else read_text(file)
+            scene = read(model, text, target=target, tokens=chosen, layers=layers)
+            site, shown = Explorer(scene), scene.title
+        yield f"{server.url} shows {shown}; Ctrl-C ends it"
         sys.stdout.flush()  # whoever started it through a pipe waits for that line
-        server.show(Explorer(scene), browser=opens)
+        server.show(site, browser=opens)
 
 
 def _numbers(tokens: str) -> list[int]:

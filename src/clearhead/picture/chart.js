@@ -5,6 +5,8 @@ function readable(chart, value) {
 }
 
 function cursor(picture) {
+  if (picture.dataset.read) return;
+  picture.dataset.read = "";
   const chart = data.charts[Number(picture.dataset.chart)];
   const layer = picture.querySelector(".cursor");
   const [left, right, top, bottom] = chart.plot;
@@ -48,4 +50,5 @@ function cursor(picture) {
   picture.addEventListener("focus", () => picture.matches(":focus-visible") && show(at));
   for (const end of ["pointerleave", "blur"]) picture.addEventListener(end, () => layer.replaceChildren());
 }
-document.querySelectorAll("[data-chart]").forEach(cursor);
+const readCharts = () => document.querySelectorAll("[data-chart]").forEach(cursor);
+readCharts();

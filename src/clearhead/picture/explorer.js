@@ -13,7 +13,8 @@ const layer = () => layers().find((each) => each.path === state.path);
 const kind = (group) => (group.name === "Attention" ? group.name : `${group.name} attention`);
 
 function choose(path, head) {
-  Object.assign(state, { path, head, cell: null });
+  if (path !== state.path || head !== state.head) state.cell = null;
+  Object.assign(state, { path, head });
   for (const button of overview.querySelectorAll(".head")) {
     const mine = button.dataset.path === path && Number(button.dataset.head) === head;
     button.setAttribute("aria-pressed", mine);
@@ -82,6 +83,7 @@ map.node.addEventListener("keydown", (event) => {
 // ---- tabs, and the first picture
 
 function open(index) {
+  if (index !== state.example) state.cell = null;
   state.example = index;
   [...tabs.children].forEach((tab, i) => {
     tab.setAttribute("aria-selected", i === index);
@@ -98,29 +100,44 @@ function draw() {
 }
 
 const large = el("div", { class: "large" }, name, map.node);
-if (attention.examples.length && attention.examples.every((example) => example.groups.length)) {
-  attention.examples.forEach((example, i) => {
-    const tab = el("button", { role: "tab", type: "button", "aria-controls": "overview" }, example.title);
+const shown = el("div", { class: "explorer" }, overview, large);
+
+function drawTabs() {
+  const titles = attention.examples.map((example) => example.title);
+  if (titles.join("\n") === [...tabs.children].map((tab) => tab.textContent).join("\n")) return;
+  tabs.replaceChildren(...titles.map((title, i) => {
+    const tab = el("button", { role: "tab", type: "button", "aria-controls": "overview" }, title);
     tab.addEventListener("click", () => open(i));
-    tabs.append(tab);
-  });
-  tabs.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!move) return;
-    event.preventDefault();
-    open((state.example + move + tabs.children.length) % tabs.children.length);
-    tabs.children[state.example].focus();
-  });
-  explorer.replaceChildren(tabs, el("div", { class: "explorer" }, overview, large));
-  open(0);
-  redraws.push(draw);
-  let width = large.clientWidth;
-  new ResizeObserver(() => {
-    if (large.clientWidth !== width) {
-      width = large.clientWidth;
-      drawLarge();
-    }
-  }).observe(large);
-} else {
-  explorer.replaceChildren(el("p", { class: "absent" }, "none was kept"));
+    return tab;
+  }));
 }
+
+tabs.addEventListener("keydown", (event) => {
+  const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!move) return;
+  event.preventDefault();
+  open((state.example + move + tabs.children.length) % tabs.children.length);
+  tabs.children[state.example].focus();
+});
+
+let wide = 0;
+new ResizeObserver(() => {
+  if (large.clientWidth === wide || !large.clientWidth) return;
+  wide = large.clientWidth;
+  drawLarge();
+}).observe(large);
+
+// The examples, with the same one and the same head chosen as before where they are there.
+function drawExamples(examples) {
+  attention.examples = examples;
+  if (!examples.length || !examples.every((example) => example.groups.length)) {
+    explorer.replaceChildren(el("p", { class: "absent" }, "none was kept"));
+    return;
+  }
+  drawTabs();
+  if (!shown.isConnected) explorer.replaceChildren(tabs, shown);
+  wide = large.clientWidth;
+  keepingFocus(shown, () => open(Math.min(state.example, examples.length - 1)));
+}
+redraws.push(() => shown.isConnected && draw());
+drawExamples(attention.examples);

@@ -5,6 +5,7 @@ H heads, Nq queries, Nk keys
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,13 +20,42 @@ from clearhead.picture.page import Markup, tag
 
 
 def pack(attention: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the explorer shows, as JSON will have it: by example, kind of attention, and layer, the heads of each.
+    """What the explorer shows, as JSON will have it: the examples, and the colours; raises as `pack_examples`."""
+    return {
+        "examples": pack_examples(attention),
+        "light": LIGHT,
+        "dark": DARK,
+        "notFinite": NOT_FINITE,
+        "nothing": NOTHING,
+    }
+
+
+def pack_examples(attention: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By example, kind of attention, and layer, the heads of each.
 
     Raises ShapeError, naming the example and the map, where a map is not (H, Nq, Nk) or its labels are not as many as
     its queries and keys.
     """
-    examples = [{"title": str(example["title"]), "groups": _groups(example)} for example in attention]
-    return {"examples": examples, "light": LIGHT, "dark": DARK, "notFinite": NOT_FINITE, "nothing": NOTHING}
+    return [{"title": str(example["title"]), "groups": _groups(example)} for example in attention]
+
+
+def check_packed(examples: Any) -> None:
+    """Raise InputError for what `pack_examples` would not have made, such as the content of a damaged file."""
+    try:
+        for example in examples:
+            layers = [layer for group in example["groups"] for layer in group["layers"]]
+            if not isinstance(example["title"], str) or not layers or not all(map(_is_packed, layers)):
+                raise ValueError(example["title"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError("attention: these are no packed maps of examples") from None
+
+
+def _is_packed(layer: Mapping[str, Any]) -> bool:
+    names = [layer["path"], layer["name"], *layer["rows"], *layer["columns"]]
+    cells = len(layer["rows"]) * len(layer["columns"])
+    sizes = {len(base64.b64decode(head, validate=True)) for head in layer["heads"]}
+    scale = isinstance(layer["low"], int | float) and isinstance(layer["step"], int | float)
+    return scale and all(isinstance(name, str) for name in names) and sizes == {2 * cells}
 
 
 def shell(attention: Sequence[Mapping[str, Any]]) -> Markup:

@@ -15,6 +15,14 @@ function build(space, name, attributes, children) {
 const el = (name, attributes = {}, ...children) => build(null, name, attributes, children);
 const svg = (name, attributes = {}, ...children) => build("http://www.w3.org/2000/svg", name, attributes, children);
 
+// What is put in the place of a part of the page gets the focus where the old had it, at the same place among its like.
+function keepingFocus(part, replace) {
+  const like = () => [...part.querySelectorAll("button, input, summary, [tabindex]")];
+  const at = like().indexOf(document.activeElement);
+  replace();
+  if (at >= 0) like()[at]?.focus({ preventScroll: true });
+}
+
 // ---- light and dark: pictures that a script drew are drawn again when the theme changes
 
 const redraws = [];

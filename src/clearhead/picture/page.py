@@ -16,6 +16,7 @@ from typing import Any
 
 SHARED = ("page", "colour", "map")
 REPORT = (*SHARED, "chart", "strips", "explorer")
+LIVE = (*REPORT, "live")
 ATLAS = (*SHARED, "packing", "strips", "links", "paths", "dashboard", "atlas")
 """The parts of each page's script, named like the Python files that write what they bring to life; they share names."""
 
@@ -50,19 +51,31 @@ def page(title: str, body: Markup, data: Any, script: Sequence[str], style: Sequ
 
     `script` and `style` are made of the parts of these names.
     """
-    styles, shell = "".join(_read(f"{name}.css") for name in style), _read("report.html")
-    parts = "\n".join(_read(f"{name}.js") for name in script)
-    script = f'\n"use strict";\n(() => {{\n{parts}}})();\n'
-    own = f"style-src {_hash(styles)}; script-src {_hash(script)}"
-    policy = f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
-    text = Template(shell).substitute(
-        title=html.escape(title),
-        policy=html.escape(policy, quote=False),
-        style=styles,
-        script=script,
-        body=body,
-        data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-    )
+    styles, scripts = style_of(style), script_of(script)
+    own = f"style-src {_hash(styles)}; script-src {_hash(scripts)}"
+    policy = html.escape(f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'", quote=False)
+    return _filled("report.html", title, body, data, policy=policy, style=styles, script=scripts)
+
+
+def linked_page(title: str, body: Markup, data: Any) -> bytes:
+    """The same, of a server that has its script at page.js and its style at page.css, and says what it may do."""
+    return _filled("live.html", title, body, data)
+
+
+def script_of(parts: Sequence[str]) -> str:
+    """The script that is made of these parts, which share their names with each other alone."""
+    joined = "\n".join(_read(f"{name}.js") for name in parts)
+    return f'\n"use strict";\n(() => {{\n{joined}}})();\n'
+
+
+def style_of(parts: Sequence[str]) -> str:
+    """The style that is made of these parts."""
+    return "".join(_read(f"{name}.css") for name in parts)
+
+
+def _filled(shell: str, title: str, body: Markup, data: Any, **more: str) -> bytes:
+    packed = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = Template(_read(shell)).substitute(title=html.escape(title), body=body, data=packed, **more)
     return text.encode("utf-8", "backslashreplace")
 
 

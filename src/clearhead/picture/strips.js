@@ -1,14 +1,20 @@
 // Every head through training: a strip for each layer, a line of it for each head, and one head as a curve
 
-const course = data.heads;
+let course = null; // what is drawn
 const unmeasured = () => (isDark() ? "#5b5968" : "#b4b2bf"); // grey: neither scale holds it, and it is no trouble
 
-function drawCourse() {
-  const place = document.getElementById("strips");
+// Drawn again, it keeps what was chosen, and stays at its last step if it was there.
+function drawCourse(heads) {
+  const [place, before] = [document.getElementById("strips"), course];
+  course = heads;
   const layers = course.layers.map((each) => ({ ...each, numbers: new Map() }));
   const columns = course.steps.length;
   const first = course.alarms[0]; // what is worth seeing: where it is most likely to be wrong
-  const chosen = { statistic: 0, layer: Math.max(0, layers.findIndex((each) => each.path === first?.layer)), head: first?.head ?? 0, at: columns - 1, stretch: false };
+  const chosen = before?.chosen() ?? { layer: first?.layer, head: first?.head ?? 0, stretch: false };
+  chosen.statistic = Math.max(0, course.statistics.findIndex((each) => each.key === chosen.statistic));
+  chosen.layer = Math.max(0, layers.findIndex((each) => each.path === chosen.layer));
+  chosen.head = clamp(chosen.head, 0, layers[chosen.layer].heads - 1);
+  chosen.at = clamp(chosen.step === undefined ? columns : column(chosen.step), 0, columns - 1);
   const statistic = () => course.statistics[chosen.statistic];
   const count = layers.reduce((sum, each) => sum + each.heads, 0);
   const high = clamp(Math.floor(560 / count), 5, 18); // of a head's line, in pixels
@@ -23,8 +29,12 @@ function drawCourse() {
   }
   const value = (each, head, at) => values(each)[head * columns + at];
   const said = (number) => (Number.isNaN(number) ? "not measured" : String(Number(number.toPrecision(4))));
-  const column = (step) => { const found = course.steps.findIndex((each) => each >= step); return found < 0 ? columns : found; };
   const alarmsOf = (each, head) => course.alarms.filter((alarm) => alarm.layer === each.path && (alarm.head === null || alarm.head === head));
+
+  function column(step) {
+    const found = course.steps.findIndex((each) => each >= step);
+    return found < 0 ? columns : found;
+  }
 
   function limits() {
     const finite = layers.flatMap((each) => [...values(each)].filter(Number.isFinite));
@@ -180,13 +190,15 @@ function drawCourse() {
     title.replaceWith(button);
   });
 
-  place.replaceChildren(choices, words, el("div", { class: "course" }, all,
-    el("div", { class: "panel" }, name, read, el("figure", {}, curve), legend)));
+  if (!before) redraws.push(() => course.draw());
+  course.draw = draw;
+  course.chosen = () => ({ ...chosen, statistic: statistic().key, layer: layers[chosen.layer].path, step: chosen.at < columns - 1 ? course.steps[chosen.at] : undefined });
   draw();
-  redraws.push(draw);
+  keepingFocus(place, () => place.replaceChildren(choices, words, el("div", { class: "course" }, all,
+    el("div", { class: "panel" }, name, read, el("figure", {}, curve), legend))));
   course.show = (path, head) => {
     const layer = layers.findIndex((each) => each.path === path && head < each.heads);
     if (layer >= 0) choose(layer, head, chosen.at);
   };
 }
-if (course) drawCourse();
+if (data.heads) drawCourse(data.heads);

@@ -99,7 +99,12 @@ def shell(records: Records) -> Markup:
     if not any(record.get("attention") for record in records):
         return tag("p", "not measured", class_="absent")
     note = tag("p", "The strips are in this file; a script draws them, and none may run here.", class_="absent")
-    return join(tag("div", note, id="strips"), _listed(alarms(records)), _remedies(records))
+    return join(tag("div", note, id="strips"), said(records))
+
+
+def said(records: Records) -> Markup:
+    """The alarms and what remedies did, in words."""
+    return join(_listed(alarms(records)), _remedies(records))
 
 
 def _listed(found: Sequence[Alarm]) -> Markup:
@@ -125,7 +130,7 @@ def _listed(found: Sequence[Alarm]) -> Markup:
 
 def _when(alarm: Alarm) -> str:
     if alarm.until is None:
-        return f"from step {alarm.since:,} to the end"
+        return f"from step {alarm.since:,} on"
     return f"step {alarm.since:,} to {alarm.until:,}"
 
 
@@ -160,13 +165,10 @@ def _values(records: Records, layer: str, name: str, heads: int, groups: list[ra
         if not isinstance(numbers, list) or len(numbers) != heads:
             raise InputError(f"curves: {name!r} of {layer!r} at step {record['step']} is no list of {heads} numbers")
         table[:, i] = [math.nan if x is None else x for x in numbers]
-    known = ~np.isnan(table)
-    columns = []
-    for part in groups:
-        x, here = table[:, part.start : part.stop], known[:, part.start : part.stop]
-        if name == "max_logit":
-            column = np.where(here, x, -math.inf).max(1)
-        else:
-            column = np.where(here, x, 0).sum(1) / np.maximum(here.sum(1), 1)
-        columns.append(np.where(here.any(1), column, math.nan))
-    return np.stack(columns, 1)
+    known, starts = ~np.isnan(table), [part.start for part in groups]
+    count = np.add.reduceat(known.astype(int), starts, 1)
+    if name == "max_logit":
+        columns = np.maximum.reduceat(np.where(known, table, -math.inf), starts, 1)
+    else:
+        columns = np.add.reduceat(np.where(known, table, 0.0), starts, 1) / np.maximum(count, 1)
+    return np.where(count > 0, columns, math.nan)

@@ -207,6 +207,8 @@ class Monitoring(Section):
     """So many rows of so many samples of a batch (of each of its parts) are measured, drawn at random; None: all."""
     remedies: tuple[Literal["qk-clip", "lower-learning-rate", "stop"], ...] = ()
     """What is done about alarms."""
+    examples: Annotated[int, Field(strict=True, ge=0, le=16)] = 3
+    """Validation examples whose maps are kept by step: see `clearhead.train.snapshots`; 0: none."""
 
 
 class Decoding(Section):

@@ -8,10 +8,12 @@ runs/g2p/
   checkpoints/                 what `--resume` goes on from
   tokens/                      the pairs as numbers, until training has ended
   metrics.jsonl, tensorboard/  the course of the training
+  maps/                        the attention of a few examples, by step
   scores.json, report.html     how good it is, and what it looks at
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +45,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.maps = self.path / "maps"
         self.scores = self.path / "scores.json"
         self.report = self.path / "report.html"
 
@@ -121,6 +124,11 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl; a last line that a kill cut off is left out."""
         return RecordFile(self.metrics).read()
+
+    def snapshots(self) -> dict[int, Path]:
+        """The files of maps/ by step, in order."""
+        named = [(re.fullmatch(r"step-(\d{9,18})\.json", path.name), path) for path in self.maps.glob("step-*.json")]
+        return dict(sorted((int(match[1]), path) for match, path in named if match))
 
     def _others(self) -> str:
         parent = self.path.parent

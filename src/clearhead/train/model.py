@@ -150,8 +150,10 @@ class Model:
         """
         written = self.predict([text])[0] if target is None else target
         tokens = [BOS, *self.target_tokenizer.encode([written])[0]]
+        device = next(self.module.parameters()).device
+        read = torch.tensor(self.source_tokenizer.encode([text]), device=device)
         with torch.no_grad():
-            return maps(self.module, torch.tensor(self.source_tokenizer.encode([text])), torch.tensor([tokens]))
+            return maps(self.module, read, torch.tensor([tokens], device=device))
 
     @torch.no_grad()
     def _search(self, source: Ragged, beam: int, n_best: int) -> list[list[Hypothesis]]:

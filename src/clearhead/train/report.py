@@ -64,22 +64,28 @@ def _drawn(model: Model, samples: Sequence[Mapping[str, Any]]) -> list[tuple[str
     short = [one for one, row in zip(samples, tokens, strict=True) if 3 <= len(row) <= min(LONGEST, most)]
     ordered = sorted(short, key=lambda one: -one["score"])
     places = {"best": 0, "good": len(ordered) // 4, "middle": len(ordered) // 2, "worst": len(ordered) - 1}
-    return [(f"{name}: {_cut(ordered[i]['source'])}", ordered[i]["source"]) for name, i in places.items() if ordered]
+    return [
+        (f"{name}: {shortened(ordered[i]['source'])}", ordered[i]["source"]) for name, i in places.items() if ordered
+    ]
 
 
-def _cut(text: str, most: int = 48) -> str:
+def shortened(text: str, most: int = 48) -> str:
+    """A text, or its beginning where it is long."""
     return text if len(text) <= most else text[: most - 1].rsplit(" ", 1)[0] + " …"
 
 
-def attention(model: Model, word: str, title: str | None = None) -> dict[str, Any]:
-    """The weights of every head for one source, as arrays (H, Nq, Nk), with the names of their rows and columns."""
-    pronunciation = model.predict([word])[0]
+def attention(model: Model, word: str, title: str | None = None, target: str | None = None) -> dict[str, Any]:
+    """The weights of every head for one source, as arrays (H, Nq, Nk), with the names of their rows and columns.
+
+    target: what the decoder reads; None: what the model predicts.
+    """
+    pronunciation = model.predict([word])[0] if target is None else target
     letters, phonemes = model.source_tokenizer.labels(word), model.target_tokenizer.labels(pronunciation)
     read, said = ["begin", *phonemes], [*phonemes, _END]
     axes = {"encoder": (letters, letters), "self": (read, read), "cross": (said, letters)}
     with torch.no_grad():
         maps = model.maps(word, pronunciation)
-        weights = {path: seen.weights()[0].float().numpy() for path, seen in maps.items()}
+        weights = {path: seen.weights()[0].float().cpu().numpy() for path, seen in maps.items()}
     return {
         "title": title or word,
         "source": letters,

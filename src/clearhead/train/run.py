@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from clearhead.data import Batches, Examples
 from clearhead.errors import ConfigError, RunError
@@ -30,6 +30,7 @@ from clearhead.train.monitoring import Monitor
 from clearhead.train.report import write_report
 from clearhead.train.scores import Example, evaluate, examples, headline, judge_of
 from clearhead.train.settings import read_config
+from clearhead.train.snapshots import Snapshots, typical
 from clearhead.train.task import Task
 
 Say = Callable[[str], None]
@@ -44,13 +45,15 @@ def train(
     overwrite: bool = False,
     runs: str | Path = "runs",
     say: Say | None = None,
+    begun: Callable[[Path], object] | None = None,
 ) -> Model:
     """Train into the run folder runs/NAME (None: named after the task), and score on the test split.
 
-    task, settings: as for `read_config`, or a Config. say: is told what happens (None: standard error). resume: go on
-    from the newest checkpoint in the folder, with its configuration; when the duration is in steps or epochs, the
-    weights become, bit for bit, those of a run that was never stopped. overwrite: replace an older run. Raises RunError
-    when the folder cannot be used, and Interrupted, after a checkpoint was saved, on Ctrl-C.
+    task, settings: as for `read_config`, or a Config. say: is told what happens (None: standard error). begun: is
+    called with the run's folder once it is there. resume: go on from the newest checkpoint in the folder, with its
+    configuration; when the duration is in steps or epochs, the weights become, bit for bit, those of a run that was
+    never stopped. overwrite: replace an older run. Raises RunError when the folder cannot be used, and Interrupted,
+    after a checkpoint was saved, on Ctrl-C.
 
     With several devices the program is started once more for each of the others; these train along, and end here: what
     comes after `train` runs once.
@@ -59,7 +62,7 @@ def train(
         raise ConfigError("--resume and --overwrite exclude each other")
     config = read_config(task, settings) if isinstance(task, str) else task
     run, say = RunFolder(Path(runs) / (name or config.task)), say or _say
-    if not _first():
+    if not is_first():
         return _along(run, resume)
     if resume:
         config = _started(run, None if task in TASKS and not settings else config)
@@ -68,6 +71,8 @@ def train(
         with run.begun(overwrite):
             run.write_config(config)
             material = gather(config, say, run)
+    if begun:
+        begun(run.path)
     if (scored := _with_judge(config, material)) != config:
         say(f"judged as {scored.score}: --set score=… says otherwise")
     model = _with_decisions(run, _new(scored, material), material.train, say)
@@ -76,7 +81,7 @@ def train(
     return model
 
 
-def _first() -> bool:
+def is_first() -> bool:
     """Is this the first of the processes that train together, by what Lightning or torchrun tell each of them?"""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
@@ -162,7 +167,9 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
     evaluation = Evaluation(run, journal, valid, chosen, model)
     task = Task(model.module.train(), material.train, model.config)
     watching = model.config.monitor
-    monitors = [] if watching.every is None else [Monitor(journal, watching)]
+    monitors: list[Callback] = [] if watching.every is None else [Monitor(journal, watching)]
+    if watching.examples:
+        monitors.append(Snapshots(run, model, typical(model, chosen, watching.examples)))
     with _quiet(), interrupt, parts.threads(settings.parts or 1):
         trainer = Trainer(
             accelerator="gpu" if _device().type == "cuda" else "cpu",
