@@ -263,7 +263,7 @@ def test_what_cannot_be_reported_is_named_in_one_line(tmp_path, given, error, wo
 
 def test_every_part_of_a_script_is_in_a_page():
     folder = Path(page_module.__file__).parent
-    pages = (page_module.REPORT, page_module.ATLAS)
+    pages = (page_module.REPORT, page_module.ATLAS, page_module.LIVE)
     assert {name for parts in pages for name in parts} == {file.stem for file in folder.glob("*.js")}
     for parts in pages:
         text = page_module.page("t", page_module.join("b"), {}, parts).decode()

@@ -62,6 +62,7 @@ def test_interrupted_killed_and_resumed_it_is_the_run_that_never_stopped(never_s
     assert checkpoints.newest(run.checkpoints).name == "step-000000014.ckpt"
     with open(run.metrics, "a") as file:
         file.write('{"step": 1')  # the line that was being written
+    (run.maps / "step-000000099.json").write_text("{}")
 
     done = _train(tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
@@ -74,6 +75,7 @@ def test_interrupted_killed_and_resumed_it_is_the_run_that_never_stopped(never_s
     assert [record["step"] for record in run.read_metrics() if "valid_loss" in record] == [14, 27, 40]
     watched = [record["step"] for record in run.read_metrics() if "attention" in record]
     assert watched == [1, *range(2, 41, 2)]
+    assert [*run.snapshots()] == [*range(1, 41)]  # of a step behind the one it went on from none is left
 
 
 class Killed(BaseException):

@@ -147,8 +147,10 @@ async function fetchOne() {
 // ---- again and again, less often where it takes the server long
 
 const isGone = (error) => error instanceof TypeError;
+let next = null; // the timer of the next look; null while one is under way
 
 async function look() {
+  next = null;
   const began = performance.now();
   let pause = SECOND;
   try {
@@ -161,15 +163,21 @@ async function look() {
     }
     say(now);
     await fetchOne();
-    pause = clamp(20 * (performance.now() - began), SECOND, 30 * SECOND);
+    pause = clamp(10 * (performance.now() - began), SECOND, 30 * SECOND);
   } catch (error) {
     const ended = status.dataset.state === "ended";
     if (!isGone(error)) say({ state: "gone", words: error.message });
     else if (!ended) say({ state: "gone", words: "The server has gone: the training has ended, or was stopped." });
     pause = 5 * SECOND;
   }
-  setTimeout(look, document.hidden ? 5 * pause : pause);
+  next = setTimeout(look, document.hidden ? 5 * pause : pause);
 }
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden || next === null) return;
+  clearTimeout(next);
+  look();
+});
 say(data.now);
 slide(data.steps);
-setTimeout(look, SECOND);
+next = setTimeout(look, SECOND);

@@ -27,10 +27,14 @@ class Beside:
     def __call__(self, run: Path) -> None:
         """Serve the page of this folder, and say where."""
         self._course = Course(run)
-        print(f"{self._server.url} shows {run} as it trains", file=sys.stderr, flush=True)
+        print(f"{self.url} shows {run} as it trains", file=sys.stderr, flush=True)
         arguments = (self._course, self._browser)
         self._thread = Thread(target=self._server.show, args=arguments, name="page", daemon=True)
         self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return self._server.url
 
     def __enter__(self) -> "Beside":
         return self
