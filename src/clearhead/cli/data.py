@@ -49,7 +49,7 @@ def _lines(one: Any, colour: bool) -> Iterator[str]:
         return f"\033[{code}m{text}\033[0m" if colour else text
 
     yield painted(f"{one.split}: {', '.join(one.files)}", 1)
-    yield f"  {one.pairs:,} pairs"
+    yield f"  {one.pairs:,} pair{'s' * (one.pairs != 1)}"
     if one.pairs:
         yield f"  {'':<18} {'median':>8} {'95 %':>8} {'longest':>8}  different"
     for side in one.characters:

@@ -2,10 +2,9 @@
 
 import csv
 import io
-import struct
-import zlib
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from clearhead.picture.colour import DARK, LIGHT
@@ -43,7 +42,9 @@ def pixels(shown: Picture, dark: bool = False, log: bool = False) -> bytes:
     below = at.floor().clamp(max=len(scale) - 2).long()
     share = (at - below)[..., None]
     colours = scale[below] * (1 - share) + scale[below + 1] * share
-    return _png(colours.round().to(torch.uint8))
+    found = io.BytesIO()
+    Image.fromarray(colours.round().to(torch.uint8).numpy()).save(found, "png")
+    return found.getvalue()
 
 
 def strength(values: Tensor, log: bool) -> Tensor:
@@ -53,17 +54,3 @@ def strength(values: Tensor, log: bool) -> Tensor:
         return torch.zeros_like(values)
     share = (values / most).clamp(0, 1)
     return (1 + share.log10() / 5).clamp(min=0) if log else share
-
-
-def _png(colours: Tensor) -> bytes:
-    """Three bytes for each pixel, (r, c, 3), as a file (PNG, second edition, ISO 15948)."""
-    height, width, _ = colours.shape
-    lines = torch.cat([colours.new_zeros(height, 1), colours.flatten(1)], 1)  # each line names its filter: none
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines.numpy().tobytes())),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    )
