@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
 from urllib.parse import urlencode
 
@@ -18,7 +19,10 @@ from PIL import Image
 
 import clearhead as ch
 from clearhead.errors import InputError
+from clearhead.inspect.models import Special
+from clearhead.observe import Seen
 from clearhead.view import Explorer, Pyramid, Scene, Server, pyramid, scene
+from clearhead.view.flow import below, top
 
 N, HEADS = 600, 2
 EVIL = "<script>document.title = 'owned'</script>"
@@ -40,7 +44,7 @@ class Reader(torch.nn.Module):
 
 def names():
     found = [f"word{i}" for i in range(N)]
-    found[3], found[4], found[5], found[6] = EVIL, "a\u200b\n\udc80", " ", "=1+1"
+    found[3], found[4], found[5], found[6], found[9] = EVIL, "a\u200b\n\udc80", " ", "=1+1", Special("word9")
     return found
 
 
@@ -141,7 +145,7 @@ def test_a_sampled_tile_says_so_and_the_exact_one_comes_behind(made, monkeypatch
 
 def test_tokens_go_out_as_json_and_what_does_not_show_is_spelt_out(live):
     _, headers, body = get(live, "/api/tokens", layer=0, side="keys", **{"from": 2, "to": 8})
-    assert json.loads(body)["names"] == ["word2", EVIL, r"a\u200b\n\udc80", "␣", "=1+1", "word7"]
+    assert json.loads(body)["names"] == ["word2", EVIL, r"a\u200b↵\udc80", "␣", "=1+1", "word7"]
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert told(live, "tokens", layer=0, side="rows", **{"from": N - 1, "to": N + 9})["names"] == [f"word{N - 1}"]
 
@@ -166,6 +170,100 @@ def test_rows_columns_and_marginals(live, made):
     assert found["received"] == pytest.approx(A.sum(0)[512:].reshape(-1, 2).mean(1).tolist(), rel=1e-3)
     entropy = -(A * np.log(np.where(A > 0, A, 1))).sum(1)[:512].reshape(-1, 2).mean(1)
     assert found["rows"]["entropy"] == pytest.approx(entropy.tolist(), rel=1e-3, abs=1e-5)
+
+
+def test_hidden_keys_are_left_out_of_what_a_query_attends_to(live, made):
+    A = weights(made)[300]
+    for hide, keys in (("first", [0]), ("special", [9]), ("first special", [0, 9])):
+        left = A.copy()
+        left[keys] = 0
+        row = told(live, "row", layer=1, head=1, row=300, most=N, hide=hide)["keys"]
+        assert {each["at"] for each in row} == set(np.flatnonzero(left))
+        assert sum(each["weight"] for each in row) == pytest.approx(left.sum(), rel=1e-4)
+
+
+def test_a_part_of_a_row_and_of_a_column(live, made):
+    A = weights(made)
+    row = told(live, "line", layer=1, head=1, side="rows", at=300, **{"from": 190, "to": 290})
+    np.testing.assert_allclose(row["weights"], A[300, 190:290], rtol=1e-4, atol=1e-9)
+    column = told(live, "line", layer=1, head=1, side="keys", at=17, **{"from": -50, "to": N + 50})
+    assert (column["from"], len(column["weights"])) == (0, N)
+    np.testing.assert_allclose(column["weights"], A[:, 17], rtol=1e-4, atol=1e-9)
+
+
+def rolled(maps, row):
+    """A row of rollout, from dense weights in float64."""
+    relevance = np.eye(maps[0].shape[-1])[row]
+    for heads in reversed(maps):
+        relevance = (relevance + relevance @ heads.mean(0)) / 2
+    return relevance
+
+
+def test_flow_is_rollout_and_says_how_much_was_followed(live, made):
+    wanted = rolled([call.map.weights()[0].double().numpy() for call in made.seen], 400)
+    levels = told(live, "flow", layer=0, row=400, most=N)["levels"]
+    assert [level["layer"] for level in levels] == [None, 1, 0]
+    found = {each["at"]: each["share"] for each in levels[-1]["tokens"]}
+    np.testing.assert_allclose([found.get(i, 0) for i in range(N)], wanted, rtol=1e-4, atol=1e-8)
+    assert levels[-1]["followed"] == pytest.approx(1)
+
+    some = told(live, "flow", layer=1, row=400, most=8)["levels"]
+    held = {each["at"]: each["share"] for each in some[-1]["tokens"]}
+    assert all(share <= wanted[at] * (1 + 1e-4) for at, share in held.items())
+    assert 0.3 < some[-1]["followed"] < 1
+    assert some[-1]["followed"] == pytest.approx(sum(held.values()))
+    assert [len(level["tokens"]) for level in some] == [1, 8, 8]
+    A = weights(made, 1, 0) / 2 + weights(made, 1, 1) / 2
+    for query, key, share in some[1]["paths"]:
+        assert (query, share) == (400, pytest.approx((A[400, key] + (key == 400)) / 2, rel=1e-4))
+
+
+def test_a_row_that_sees_nothing_keeps_what_it_has():
+    torch.manual_seed(0)
+    past = ch.Softmax(ch.causal() & ~ch.window(0))
+    maps = [past(torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)) for _ in "ab"]
+    level = top(5, 12)
+    for A in reversed(maps):
+        level = below(A, level, 12)
+    dense = [A.weights()[0].double().numpy() for A in maps]
+    for heads in dense:
+        heads[:, 0, 0] = 1
+    found = dict(zip(level.tokens.tolist(), level.shares.tolist(), strict=True))
+    np.testing.assert_allclose([found.get(i, 0) for i in range(12)], rolled(dense, 5), atol=1e-7)
+
+
+def test_where_no_token_can_be_followed(made):
+    parts = Scene("some", made.seen, made.names, whole=False)
+    with serving(parts) as live:
+        status, _, body = get(live, "/api/flow", layer=0, row=0)
+    assert (status, json.loads(body)["error"]) == (
+        400,
+        "what an output rests on needs all layers, and some were left out",
+    )
+    first, second = made.seen.calls
+    crossing = Scene("cross", Seen([first, replace(second, role="cross")]), made.names)
+    assert crossing.stack(0) == [0]
+    with pytest.raises(InputError, match="cross-attention is no stack of its own"):
+        crossing.stack(1)
+    with pytest.raises(InputError, match="different numbers of tokens"):
+        Scene("uneven", Seen([first, replace(second, shape=(1, 2, 9, 9))]), made.names).stack(0)
+    sides = {id(first): "encoder", id(second): "decoder"}
+    assert Scene("two", made.seen, made.names, side=lambda call: sides[id(call)]).stack(1) == [1]
+
+
+def test_the_page_holds_its_model_and_no_word_can_end_it(made):
+    history = [{"step": 1, "attention": {"layers.0": {"sink": [0.1, 0.2]}}}]
+    titled = Scene(f"</script>{EVIL}$data", made.seen, made.names, history=history)
+    with serving(titled) as live:
+        text = get(live, "/")[2].decode()
+    assert EVIL not in text
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert data["title"] == f"</script>{EVIL}$data"
+    assert data["heads"]["layers"][0]["path"] == "layers.0"
+    assert [data["special"][i] for i in data["layers"][0]["axes"]] == [[9], [9]]
+    told = [layer["statistics"]["entropy"] for layer in data["layers"]]
+    np.testing.assert_allclose(told, [call.statistics.entropy[0].mean(-1) for call in made.seen], rtol=1e-4)
+    assert data["findings"] == titled.findings
 
 
 def test_search(live):
@@ -207,6 +305,12 @@ def test_a_region_as_a_table_and_as_pixels(live, made):
         ("/api/tokens", {"layer": 0, "side": "rows", "from": 0, "to": 10**9}, 400, "1000000000 tokens were asked for"),
         ("/api/search", {"layer": 0, "side": "keys", "text": ""}, 400, "text is empty"),
         ("/api/row", {"layer": 0, "head": 0, "row": 0, "most": 10**9}, 400, "most is 1000000000"),
+        ("/api/line", {"layer": 0, "head": 0, "side": "x", "at": 0, "from": 0, "to": 9}, 400, "side is 'x': write"),
+        ("/api/line", {"layer": 0, "head": 0, "side": "keys", "at": 600, "from": 0, "to": 9}, 400, "there is nothing"),
+        ("/api/line", {"layer": 0, "head": 0, "side": "keys", "at": 0, "from": 0, "to": 10**9}, 400, "1000000000 weig"),
+        ("/api/flow", {"layer": 0, "row": 600}, 400, "row 600 is not there: this map has rows 0 … 599"),
+        ("/api/flow", {"layer": 0, "row": 0, "most": 0}, 400, "most is 0; it must be from 1 to 1000"),
+        ("/api/flow", {"layer": 9, "row": 0}, 400, "layer 9 is not there"),
         ("/api/export.csv", {"layer": 0, "head": 0, "level": 0, "row": 0, "to_row": 2048, "column": 0,
                              "to_column": 2048}, 400, "2048 × 2048 cells are too many"),
         ("/api/export.csv", {"layer": 0, "head": 0, "level": 0, "row": 5, "to_row": 5, "column": 0,

@@ -23,6 +23,11 @@ class Special(str):
     """The name of a token that stands for no text, such as [CLS]."""
 
 
+def special(names: Names) -> list[int]:
+    """Which tokens stand for no text."""
+    return [i for i, name in enumerate(names or ()) if isinstance(name, Special)]
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a model is given, and the names of the tokens; None where they have none (patches of an image).

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from clearhead.errors import InputError
 from clearhead.inspect.labels import counted, label
-from clearhead.inspect.models import Names, Special
-from clearhead.inspect.ranking import ranked
+from clearhead.inspect.layers import Numbers, findings, numbers
+from clearhead.inspect.models import Names, special
 from clearhead.observe import Call
-from clearhead.observe.numbers.records import Record, records, values
-from clearhead.picture.atlases import LIMIT, STATISTICS, atlas
+from clearhead.observe.numbers.records import values
+from clearhead.picture.atlases import LIMIT, atlas
 
 if TYPE_CHECKING:
     from clearhead.inspect.look import Inspection
 
 ENDINGS = (".html", ".htm")
-GREATEST = frozenset({"max_logit", "received"})
-"""Statistics of which the greatest is shown, and not the mean over rows."""
 _MARK = b'<meta name="generator" content="Clearhead">'
 
 
@@ -60,7 +58,7 @@ class Page:
                 title=found.model.path.resolve().name,
                 subtitle=_subtitle(found),
                 layers=_layers(found),
-                findings=_findings(found),
+                findings=findings(found.seen, found.findings),
                 pairs=_pairs(found),
                 curves=found.model.history(),
                 opened=next(((found.seen.calls.index(call), head) for call, head in chosen), None),
@@ -83,13 +81,10 @@ def _subtitle(found: "Inspection") -> str:
 
 
 def _layers(found: "Inspection") -> list[dict[str, Any]]:
-    told: dict[tuple[str, int], list[Record]] = {}
-    for record in records(found.seen):
-        told.setdefault((record["name"], record["turn"]), []).append(record)
-    return [_layer(found, call, told[call.name, call.turn]) for call in found.seen]
+    return [_layer(found, call, told) for call, told in zip(found.seen, numbers(found.seen), strict=True)]
 
 
-def _layer(found: "Inspection", call: Call, heads: list[Record]) -> dict[str, Any]:
+def _layer(found: "Inspection", call: Call, told: Numbers) -> dict[str, Any]:
     if call.map is None:
         raise InputError(f"no attention map was kept of {call.name}")
     rows, columns = found.model.names(call, found.reading)
@@ -99,10 +94,10 @@ def _layer(found: "Inspection", call: Call, heads: list[Record]) -> dict[str, An
         "weights": call.map.weights()[0].detach().double().cpu().numpy(),
         "entropy": _measured(call, "entropy"),
         "received": _measured(call, "received"),
-        "statistics": {name: [_number(head, name) for head in heads] for name in STATISTICS},
+        "statistics": told,
         "rows": _all(rows, call.shape[2]),
         "columns": _all(columns, call.shape[3]),
-        "special": (_special(rows), _special(columns)),
+        "special": (special(rows), special(columns)),
     }
 
 
@@ -114,31 +109,8 @@ def _measured(call: Call, name: str) -> Any:
     return x[0].numpy()
 
 
-def _number(head: Record, name: str) -> float | None:
-    return None if head[name] is None else head[name]["max" if name in GREATEST else "mean"]
-
-
 def _all(names: Names, count: int) -> Sequence[str]:
     return [str(i) for i in range(count)] if names is None else names
-
-
-def _special(names: Names) -> list[int]:
-    return [i for i, name in enumerate(names or ()) if isinstance(name, Special)]
-
-
-def _findings(found: "Inspection") -> list[dict[str, Any]]:
-    """Worst first, with the place of their layer."""
-    places = {(call.name, call.turn): i for i, call in enumerate(found.seen)}
-    return [
-        {
-            "layer": places[finding.layer, finding.turn],
-            "head": finding.head,
-            "rule": finding.rule,
-            "severity": finding.severity,
-            "sentence": finding.sentence,
-        }
-        for finding in ranked(found.findings)
-    ]
 
 
 def _pairs(found: "Inspection") -> list[dict[str, int]]:

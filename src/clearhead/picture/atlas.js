@@ -69,14 +69,10 @@ function choose(i, head) {
 
 function drawHead() {
   const layer = layers[state.layer];
-  for (const [i, buttons] of grids) buttons.forEach((button, head) => {
-    const mine = i === state.layer && head === state.head;
-    button.setAttribute("aria-pressed", mine);
-    button.tabIndex = mine ? 0 : -1;
-  });
+  markHead(state.layer, state.head);
   title.textContent = called(state.layer, state.head);
   path.textContent = layer.path;
-  health.replaceChildren(...healthOf(state.layer, state.head).map((each) => el("li", { class: each.severity }, el("b", {}, `${each.severity}: `), each.sentence)));
+  health.replaceChildren(...sentences(state.layer, state.head));
   facts.replaceChildren(...data.statistics.flatMap((each) => [el("div", { title: each.words }, el("dt", {}, each.title), fact(layer.statistics[each.key][state.head]))]));
   drawView();
 }
@@ -156,11 +152,7 @@ function recall() {
 
 // ---- keys
 
-const help = el("dialog", { "aria-labelledby": "keys-title" }, el("h2", { id: "keys-title" }, "Keys"),
-  el("dl", {}, ...KEYS.flatMap(([key, words]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, words)])),
-  el("p", { class: "muted" }, "The address of this page holds what you see: keep it, or send it with the file."),
-  el("form", { method: "dialog" }, el("button", {}, "close")));
-const opener = document.getElementById("help");
+const help = keysDialog(KEYS, "The address of this page holds what you see: keep it, or send it with the file.");
 
 const walk = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const acts = {
@@ -211,10 +203,6 @@ tabs.addEventListener("keydown", (event) => {
 
 // ---- lists that lead to heads
 
-function listed(words, lines) {
-  return lines.length ? el("details", { open: "" }, el("summary", {}, words), el("ul", { class: "alarms" }, ...lines)) : "";
-}
-
 function leads(layer, head, kept = {}) {
   const button = el("button", { type: "button" }, called(layer, head));
   button.addEventListener("click", () => {
@@ -225,13 +213,6 @@ function leads(layer, head, kept = {}) {
   return button;
 }
 
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-const judged = () => {
-  const loud = findings.filter((each) => each.severity === "alarm").length;
-  const counts = [[loud, "alarm"], [findings.length - loud, "note"]].filter(([count]) => count);
-  return listed(counts.map(([count, word]) => plural(count, word)).join(", "),
-    findings.map((each) => el("li", { class: each.severity }, leads(each.layer, each.head), " ", each.sentence)));
-};
 const strongest = () => listed("Strongest pairs", data.pairs.map(({ layer, head, query, key }) => {
   const each = layers[layer];
   const weight = valuesOf([each.codes[(head * each.queries + query) * each.keys + key]], each.decimals)[0].toFixed(4);
@@ -252,10 +233,8 @@ function begin() {
   const loud = findings.find((each) => each.head !== null) ?? data.pairs[0];
   const [layer, head] = data.opened ?? (loud ? [loud.layer, loud.head] : [0, 0]);
   if (!recall()) Object.assign(state, { layer, head });
-  const dashboard = el("section", {}, el("div", { class: "bar" }, el("h2", {}, "Heads"), el("label", { for: "statistic" }, "show ", choice)), meaning, overview, scaleBar, judged(), strongest());
+  const dashboard = el("section", {}, el("div", { class: "bar" }, el("h2", {}, "Heads"), el("label", { for: "statistic" }, "show ", choice)), meaning, overview, scaleBar, judged(leads), strongest());
   atlasPlace.replaceChildren(el("div", { class: "atlas" }, dashboard, el("section", {}, large)), help);
-  opener.hidden = false;
-  opener.addEventListener("click", () => help.showModal());
   choice.addEventListener("change", () => {
     state.statistic = choice.value;
     drawHeads();

@@ -14,10 +14,9 @@ import numpy as np
 
 from clearhead.errors import InputError, ShapeError
 from clearhead.picture import strips
-from clearhead.picture.colour import DARK, LIGHT, NOT_FINITE
-from clearhead.picture.explorer import layer_name
+from clearhead.picture.explorer import COLOURS, layer_name
 from clearhead.picture.heads import check_labels
-from clearhead.picture.packing import NOTHING, compressed
+from clearhead.picture.packing import compressed
 from clearhead.picture.page import ATLAS, Markup, join, page, tag
 from clearhead.picture.tokens import legible
 
@@ -76,11 +75,11 @@ def atlas(
     axes = _Axes()
     packed = [_layer(layer, axes, _decimals(count, np.shape(layer["weights"])[-1])) for layer in layers]
     data = {
-        "attention": {"light": LIGHT, "dark": DARK, "notFinite": NOT_FINITE, "nothing": NOTHING},
+        "attention": COLOURS,
         "heads": strips.pack(curves),
         "layers": packed,
         "axes": axes.kept,
-        "statistics": _statistics(layers),
+        "statistics": titled(layers),
         "findings": [dict(finding) for finding in findings],
         "pairs": [dict(pair) for pair in pairs],
         "sums": SUMS,
@@ -133,17 +132,18 @@ def _layer(layer: Mapping[str, Any], axes: _Axes, decimals: int) -> dict[str, An
         "decimals": decimals,
         "rows": axes.place(layer["rows"], rows),
         "columns": axes.place(layer["columns"], columns),
-        "statistics": {name: [*map(_rounded, layer["statistics"].get(name, ()))] for name in STATISTICS},
+        "statistics": {name: [*map(rounded, layer["statistics"].get(name, ()))] for name in STATISTICS},
     }
 
 
-def _rounded(number: float | None) -> float | None:
+def rounded(number: float | None) -> float | None:
+    """As many digits as are shown; None for what is no finite number."""
     return None if number is None or not np.isfinite(number) else float(f"{number:.6g}")
 
 
-def _statistics(layers: Records) -> list[dict[str, Any]]:
-    """Those that any layer has."""
-    known = {name for layer in layers for name, numbers in layer["statistics"].items() if len(numbers)}
+def titled(layers: Records) -> list[dict[str, Any]]:
+    """The statistics that any layer has a number of, with their titles, what they say, and the end of their colours."""
+    known = {name for layer in layers for name, some in layer["statistics"].items() if any(x is not None for x in some)}
     return [
         {"key": name, "title": title, "words": words, "high": high}
         for name, (title, words, high) in STATISTICS.items()
@@ -168,9 +168,13 @@ def _header(title: str, subtitle: str) -> Markup:
 
 def _sections(curves: Records) -> list[Markup]:
     note = "The attention of every head is in this file; a script draws it, and none may run here."
-    sections = [tag("div", tag("p", note, class_="absent"), id="atlas")]
-    if any(record.get("attention") for record in curves):
-        words = "Each line is a head, each column a step at which it was watched. Point at a head to read it."
-        course = join(tag("h2", "Training"), tag("p", words, class_="muted"), strips.shell(curves))
-        sections.append(tag("section", course, id="training"))
-    return sections
+    return [tag("div", tag("p", note, class_="absent"), id="atlas"), training(curves)]
+
+
+def training(curves: Records) -> Markup:
+    """The section in which every head is shown through training; nothing where that was not recorded."""
+    if not any(record.get("attention") for record in curves):
+        return Markup()
+    words = "Each line is a head, each column a step at which it was watched. Point at a head to read it."
+    course = join(tag("h2", "Training"), tag("p", words, class_="muted"), strips.shell(curves))
+    return tag("section", course, id="training")

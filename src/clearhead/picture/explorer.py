@@ -18,16 +18,13 @@ from clearhead.picture.heads import check_labels
 from clearhead.picture.packing import NOTHING, quantised, quantum
 from clearhead.picture.page import Markup, tag
 
+COLOURS = {"light": LIGHT, "dark": DARK, "notFinite": NOT_FINITE, "nothing": NOTHING}
+"""What a page's script needs to draw numbers."""
+
 
 def pack(attention: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the explorer shows, as JSON will have it: the examples, and the colours; raises as `pack_examples`."""
-    return {
-        "examples": pack_examples(attention),
-        "light": LIGHT,
-        "dark": DARK,
-        "notFinite": NOT_FINITE,
-        "nothing": NOTHING,
-    }
+    return {"examples": pack_examples(attention), **COLOURS}
 
 
 def pack_examples(attention: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

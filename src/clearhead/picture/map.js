@@ -1,8 +1,5 @@
 // One head, large: a heatmap that reads its cells out, with what each key received above and each row's entropy beside it
 
-const quoted = (text) => `'${text}'`;
-const shortened = (text, most = 16) => (text.length > most ? `${text.slice(0, most - 1)}…` : text.trim() ? text : "␣");
-
 // `chosen` holds stretch, log and the cell that is picked; `redraw` is asked for when these change, `picked` is told of
 // cells that are clicked or walked to.
 function headMap(chosen, label, redraw, picked = () => {}) {

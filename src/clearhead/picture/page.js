@@ -4,6 +4,8 @@ const root = document.documentElement;
 const night = matchMedia("(prefers-color-scheme: dark)");
 const paper = matchMedia("print");
 const isDark = () => !paper.matches && (root.dataset.theme ? root.dataset.theme === "dark" : night.matches);
+const quoted = (text) => `'${text}'`;
+const shortened = (text, most = 16) => (text.length > most ? `${text.slice(0, most - 1)}…` : text.trim() ? text : "␣");
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 function build(space, name, attributes, children) {

@@ -17,7 +17,8 @@ from typing import Any
 SHARED = ("page", "colour", "map")
 REPORT = (*SHARED, "chart", "strips", "explorer")
 LIVE = (*REPORT, "live")
-ATLAS = (*SHARED, "packing", "strips", "links", "paths", "dashboard", "atlas")
+HEADS = ("page", "colour", "keys", "strips", "dashboard")
+ATLAS = (*SHARED, "packing", "keys", "strips", "links", "paths", "dashboard", "weights", "atlas")
 """The parts of each page's script, named like the Python files that write what they bring to life; they share names."""
 
 
@@ -59,12 +60,12 @@ def page(title: str, body: Markup, data: Any, script: Sequence[str], style: Sequ
 
 def linked_page(title: str, body: Markup, data: Any) -> bytes:
     """The same, of a server that has its script at page.js and its style at page.css, and says what it may do."""
-    return _filled("live.html", title, body, data)
+    return _filled("linked.html", title, body, data)
 
 
-def script_of(parts: Sequence[str]) -> str:
-    """The script that is made of these parts, which share their names with each other alone."""
-    joined = "\n".join(_read(f"{name}.js") for name in parts)
+def script_of(parts: Sequence[str], more: Sequence[str] = ()) -> str:
+    """The script that is made of these parts and of `more` text, which share their names with each other alone."""
+    joined = "\n".join([*(_read(f"{name}.js") for name in parts), *more])
     return f'\n"use strict";\n(() => {{\n{joined}}})();\n'
 
 

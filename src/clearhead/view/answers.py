@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from typing import Any
 
 from torch import Tensor
 
 from clearhead.errors import InputError
+from clearhead.observe.numbers.kept import kept
 from clearhead.view.blocks import TILE, Picture
 from clearhead.view.export import pixels, table
-from clearhead.view.pyramid import STATISTICS, Pyramid
+from clearhead.view.flow import FOLLOWED, Level, below, top
+from clearhead.view.pages import page, script, style
+from clearhead.view.pyramid import Pyramid
 from clearhead.view.scene import Scene, Studio
 from clearhead.view.site import Answer, Asked, Site, as_json
 
@@ -41,6 +43,7 @@ def model(studio: Studio, asked: Asked) -> Answer:
         "tile": TILE,
         "layers": scene.layers(),
         "statistics": scene.statistics(),
+        "findings": scene.findings,
         "unseen": scene.seen.unseen,
     }
     return as_json(told)
@@ -80,21 +83,63 @@ def tile(studio: Studio, asked: Asked) -> Answer:
 
 
 def marginals(studio: Studio, asked: Asked) -> Answer:
-    """Statistics of the rows and what the keys received, of the blocks of a tile; null: not measured, or not yet."""
+    """Statistics of the rows and what the keys received, of the blocks of a tile.
+
+    What was not measured is not there; null: not known yet, or of a row that sees nothing.
+    """
     layer, head, level, row, column = asked.numbers("layer", "head", "level", "row", "column")
     with looking_at(studio, asked, layer, head) as pyramid:
-        shown = pyramid.tile(level, row, column)
-        told = {name: _list(pyramid.statistic(name, level, shown.rows)) for name in STATISTICS}
-        received = _list(pyramid.received(level, shown.keys))
-    return as_json({"rows": told, "received": received})
+        rows, received = pyramid.marginals(level, row, column)
+    return as_json({"rows": {name: _list(x) for name, x in rows.items()}, "received": _list(received)})
 
 
 def row(studio: Studio, asked: Asked) -> Answer:
-    """What a query attends to most."""
+    """What a query attends to most; hide=first, special or both leaves such keys out."""
     layer, head, at = asked.numbers("layer", "head", "row")
+    hidden = studio.scene.hidden(layer, asked.text("hide", "").split())
     with looking_at(studio, asked, layer, head) as pyramid:
-        found = pyramid.keys_of(at, _few(asked))
+        found = pyramid.keys_of(at, _few(asked), hidden)
     return as_json({"row": at, "keys": _named(studio, layer, "keys", *found)})
+
+
+def line(studio: Studio, asked: Asked) -> Answer:
+    """The weights that a query gives to keys, or with side=keys those that rows give to a key, in part."""
+    layer, head, at, start, stop = asked.numbers("layer", "head", "at", "from", "to")
+    of_key = asked.text("side") == "keys"
+    if not of_key and asked.text("side") != "rows":
+        raise InputError(f"side is {asked.text('side')!r}: write rows or keys")
+    if stop - start > _NAMES:
+        raise InputError(f"{stop - start} weights were asked for: ask for {_NAMES} at a time")
+    with looking_at(studio, asked, layer, head) as pyramid:
+        far, near = pyramid.shape if of_key else pyramid.shape[::-1]
+        start, stop = max(0, start), min(far, stop)
+        if not (0 <= at < near and start < stop):
+            raise InputError(f"there is nothing at {at}, from {start} to {stop}: this map has shape {pyramid.shape}")
+        mine, others = slice(at, at + 1), slice(start, stop)
+        weights = pyramid.weights(others, mine) if of_key else pyramid.weights(mine, others)
+    return as_json({"from": start, "weights": _list(weights.flatten())})
+
+
+def flow(studio: Studio, asked: Asked) -> Answer:
+    """What the output of a token rests on, level by level, from the last layer of its stack down to the input."""
+    layer, at, most = asked.number("layer"), asked.number("row"), asked.number("most", FOLLOWED)
+    if not 1 <= most <= 1000:
+        raise InputError(f"most is {most}; it must be from 1 to 1000")
+    layers, scene = studio.scene.stack(layer), studio.scene
+    level = top(at, scene.call(layer).shape[3])
+    levels = [_level(studio, layer, None, level)]
+    for each in reversed(layers):
+        with studio.alone():
+            asked.wait_is_over()
+            level = below(kept(scene.call(each)), level, most, scene.sample)
+        levels.append(_level(studio, layer, each, level))
+    return as_json({"row": at, "levels": levels})
+
+
+def _level(studio: Studio, layer: int, of: int | None, found: Level) -> dict[str, Any]:
+    """Before which layer it is, None: behind the last one."""
+    tokens = _named(studio, layer, "keys", found.shares, found.tokens, "share")
+    return {"layer": of, "followed": found.followed, "tokens": tokens, "paths": found.paths}
 
 
 def column(studio: Studio, asked: Asked) -> Answer:
@@ -136,13 +181,15 @@ ANSWERS: dict[str, Answerer] = {
     "/api/marginals": marginals,
     "/api/row": row,
     "/api/column": column,
+    "/api/line": line,
+    "/api/flow": flow,
     "/api/export.csv": as_csv,
     "/api/export.png": as_png,
 }
-PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
+PAGE: dict[str, tuple[str, Callable[[Studio], bytes]]] = {
+    "/": ("text/html", lambda studio: page(studio.scene)),
+    "/page.js": ("text/javascript", lambda studio: script()),
+    "/page.css": ("text/css", lambda studio: style()),
 }
 
 
@@ -158,8 +205,8 @@ class Explorer(Site):
     def at(self, path: str, asked: Asked) -> Answer:
         if path in ANSWERS:
             return ANSWERS[path](self.studio, asked)
-        name, kind = PAGE[path]
-        return Answer(f"{kind}; charset=utf-8", resources.files(__package__).joinpath(name).read_bytes())
+        kind, made = PAGE[path]
+        return Answer(f"{kind}; charset=utf-8", made(self.studio))
 
     def close(self) -> None:
         self.studio.close()
@@ -189,9 +236,11 @@ def _few(asked: Asked) -> int:
     return most
 
 
-def _named(studio: Studio, layer: int, side: str, weights: Tensor, index: Tensor) -> list[dict[str, Any]]:
+def _named(
+    studio: Studio, layer: int, side: str, weights: Tensor, index: Tensor, what: str = "weight"
+) -> list[dict[str, Any]]:
     numbered = zip(weights.tolist(), index.tolist(), strict=True)
-    return [{"at": i, "name": studio.scene.tokens(layer, side, i, i + 1)[0], "weight": w} for w, i in numbered]
+    return [{"at": i, "name": studio.scene.tokens(layer, side, i, i + 1)[0], what: w} for w, i in numbered]
 
 
 def _list(x: Tensor | None) -> list[float | None] | None:

@@ -8,7 +8,7 @@ Shapes: Nq queries, Nk keys; S blocks of rows, C blocks of keys, of level `base`
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from threading import RLock
 
 import torch
@@ -146,13 +146,20 @@ class Pyramid:
 
         Raises InputError for a tile that is not there.
         """
-        cells = self._cells(level)
-        for at, n, name in zip((row, column), cells, ("row", "column"), strict=True):
-            last = (n - 1) // TILE
-            if not 0 <= at <= last:
-                raise InputError(f"tile {name} {at} is not there: level {level} has {name}s 0 … {last}")
-        rows, columns = (slice(at * TILE, min(n, (at + 1) * TILE)) for at, n in zip((row, column), cells, strict=True))
-        return self.picture(level, rows, columns)
+        return self.picture(level, *self._cells_of(level, row, column))
+
+    def marginals(self, level: int, row: int, column: int) -> tuple[dict[str, Tensor | None], Tensor | None]:
+        """Of the blocks along the sides of a tile: the statistics of rows that this map has, and what keys received.
+
+        None: not known yet. Raises InputError for a tile that is not there.
+        """
+        rows, keys = (
+            slice(cells.start << level, min(n, cells.stop << level))
+            for cells, n in zip(self._cells_of(level, row, column), self.shape, strict=True)
+        )
+        if level < self.base:
+            self._learn(rows)
+        return {name: self.statistic(name, level, rows) for name in self._rows}, self.received(level, keys)
 
     @torch.no_grad()
     def picture(self, level: int, rows: slice, columns: slice) -> Picture:
@@ -173,6 +180,16 @@ class Pyramid:
         whole = self._whole(level)
         error = None if whole.error is None else whole.error[rows, columns]
         return Picture(level, at, keys, whole.values[rows, columns], error)
+
+    def _cells_of(self, level: int, row: int, column: int) -> tuple[slice, slice]:
+        """The rows and columns of cells of a tile."""
+        cells = self._cells(level)
+        for at, n, name in zip((row, column), cells, ("row", "column"), strict=True):
+            last = (n - 1) // TILE
+            if not 0 <= at <= last:
+                raise InputError(f"tile {name} {at} is not there: level {level} has {name}s 0 … {last}")
+        rows, columns = (slice(at * TILE, min(n, (at + 1) * TILE)) for at, n in zip((row, column), cells, strict=True))
+        return rows, columns
 
     def _cells(self, level: int) -> tuple[int, int]:
         """How many rows and columns of cells a level has."""
@@ -235,10 +252,12 @@ class Pyramid:
         return means(self._received[keys], level) if self.finished else None
 
     @torch.no_grad()
-    def keys_of(self, row: int, most: int = 8) -> tuple[Tensor, Tensor]:
-        """The largest weights of a row and their keys, largest first; those of weight 0 are left out."""
+    def keys_of(self, row: int, most: int = 8, hidden: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """The largest weights of a row and their keys, largest first; `hidden` ones and those of weight 0 left out."""
         self._check("row", row, self.shape[0])
-        return _top(self.weights(slice(row, row + 1), slice(0, self.shape[1]))[0], most)
+        weights = self.weights(slice(row, row + 1), slice(0, self.shape[1]))[0]
+        weights[torch.tensor(hidden, dtype=torch.int64)] = 0
+        return _top(weights, most)
 
     @torch.no_grad()
     def rows_of(self, key: int, most: int = 8) -> tuple[Tensor, Tensor, int]:

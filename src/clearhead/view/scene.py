@@ -5,18 +5,26 @@ And who computes when: one at a time, with all cores, and those who wait for an 
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import Any
 
 from clearhead.errors import InputError
 from clearhead.inspect import Reading, open_model
-from clearhead.inspect.models import Names, Question
+from clearhead.inspect.labels import label
+from clearhead.inspect.layers import Numbers, findings, numbers
+from clearhead.inspect.models import Names, Question, special
 from clearhead.maps import AttentionMap
-from clearhead.observe import Call, Seen
+from clearhead.observe import Call, Seen, check
+from clearhead.picture import strips
+from clearhead.picture.atlases import rounded, titled
+from clearhead.picture.explorer import COLOURS, layer_name
+from clearhead.picture.tokens import legible
+from clearhead.view.blocks import TILE
 from clearhead.view.pyramid import Pyramid
 
 LONG = 4096
@@ -26,17 +34,29 @@ _KEPT = 8
 """Heads whose pictures are kept."""
 
 
+def _self(call: Call) -> str:
+    return "cross" if call.role == "cross" else ""
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What was seen, under a title; `names` of a call are those of its queries and of its keys, None where unknown.
+    """What was seen, under a title.
 
-    Of a batch one `sample` is looked at.
+    Attributes:
+        names: of a call's queries and of its keys, None where unknown.
+        sample: which one of a batch is looked at.
+        side: the stack of a call: "encoder", "decoder", "cross", or "" where there is but one.
+        whole: are these all layers of the model? Only then can be told what an output rests on.
+        history: the records of metrics.jsonl of a run, as for `training_report`.
     """
 
     title: str
     seen: Seen
     names: Callable[[Call], tuple[Names, Names]]
     sample: int = 0
+    side: Callable[[Call], str] = _self
+    whole: bool = True
+    history: Sequence[dict[str, Any]] = ()
 
     def layers(self) -> list[dict[str, Any]]:
         """A plain record of each layer, in the order of the forward pass."""
@@ -50,6 +70,68 @@ class Scene:
         found: list[dict[str, Any]] = json.loads(self.seen.to_json())["heads"]
         return found
 
+    @cached_property
+    def findings(self) -> list[dict[str, Any]]:
+        """What the rules of health find, worst first, with the place of their layer."""
+        return findings(self.seen, check(self.seen))
+
+    @cached_property
+    def page(self) -> dict[str, Any]:
+        """What the page holds before it asks: layers with the numbers of their heads, what health found, colours."""
+        told = numbers(self.seen)
+        layers = [self._layer(i, numbered) for i, numbered in enumerate(told)]
+        axes: list[list[int]] = []
+        for call, layer in zip(self.seen, layers, strict=True):
+            layer["axes"] = [_place(axes, special(names)) for names in self.names(call)]
+        return {
+            "title": legible(self.title),
+            "tile": TILE,
+            "attention": COLOURS,
+            "layers": layers,
+            "special": axes,
+            "statistics": titled(layers),
+            "findings": self.findings,
+            "unseen": self.seen.unseen,
+            "heads": strips.pack(self.history),
+        }
+
+    def stack(self, layer: int) -> list[int]:
+        """The layers of the stack that a layer is of, by their numbers, the first one first.
+
+        Raises InputError where no token can be followed through them.
+        """
+        chosen = self.call(layer)
+        if not self.whole:
+            raise InputError("what an output rests on needs all layers, and some were left out")
+        if chosen.role == "cross":
+            raise InputError("cross-attention is no stack of its own: choose a head of the encoder or the decoder")
+        same = ("self", self.side(chosen), chosen.step)
+        found = [i for i, call in enumerate(self.seen) if (call.role, self.side(call), call.step) == same]
+        if len({n for i in found for n in self.seen[i].shape[2:]}) > 1:
+            raise InputError("the layers have different numbers of tokens, so that none can be followed through them")
+        return found
+
+    def _unfollowed(self, layer: int) -> str | None:
+        """Why no token can be followed from here."""
+        try:
+            self.stack(layer)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _layer(self, i: int, told: Numbers) -> dict[str, Any]:
+        call = self.seen[i]
+        path = label(call.name, call.turn)
+        return {
+            "path": path,
+            "name": layer_name(path),
+            "group": self.side(call),
+            "heads": call.heads,
+            "shape": call.shape[2:],
+            "statistics": {name: [*map(rounded, some)] for name, some in told.items()},
+            "unfollowed": self._unfollowed(i),
+        }
+
     def call(self, layer: int) -> Call:
         """A layer by its number. Raises InputError where there is none."""
         if not 0 <= layer < len(self.seen):
@@ -58,19 +140,26 @@ class Scene:
 
     def tokens(self, layer: int, side: str, start: int, stop: int) -> list[str]:
         """Names of a layer's "rows" or "keys", or their numbers; what does not show is spelt out."""
-        call = self.call(layer)
-        if side not in ("rows", "keys"):
-            raise InputError(f"side is {side!r}: write rows or keys")
-        n, names = call.shape[2:][side == "keys"], self.names(call)[side == "keys"]
+        n, names = self.call(layer).shape[2:][side == "keys"], self._named(layer, side)
         start, stop = max(0, start), min(n, stop)
         return [legible(name) for name in names[start:stop]] if names else [str(i) for i in range(start, stop)]
 
+    def hidden(self, layer: int, kinds: Collection[str]) -> list[int]:
+        """Keys of a layer that are hidden with the "first" key, or the "special" ones, which stand for no text."""
+        found = special(self._named(layer, "keys")) if "special" in kinds else []
+        return sorted({0, *found}) if "first" in kinds else found
 
-def legible(name: str) -> str:
-    """A token's name with what does not show spelt out, as in \\u200b; ∅ where there is nothing, ␣ for mere spaces."""
-    if not name.strip(" "):
-        return "␣" * len(name) or "∅"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    def _named(self, layer: int, side: str) -> Names:
+        if side not in ("rows", "keys"):
+            raise InputError(f"side is {side!r}: write rows or keys")
+        return self.names(self.call(layer))[side == "keys"]
+
+
+def _place(kept: list[list[int]], some: list[int]) -> int:
+    """Where a list is among those that are kept, each once."""
+    if some not in kept:
+        kept.append(some)
+    return kept.index(some)
 
 
 def read(
@@ -92,7 +181,14 @@ def read(
         why = "; ".join(f"{name}: {reason}" for name, reason in seen.unseen.items())
         raise InputError(f"no attention was seen in {type(model.model).__name__}: {why or 'there is none'}")
     known = {id(call): model.names(call, reading) for call in seen}
-    return Scene(f"{path}: {type(model.model).__name__}", seen, lambda call: known[id(call)])
+    return Scene(
+        f"{path}: {type(model.model).__name__}",
+        seen,
+        lambda call: known[id(call)],
+        side=model.side,
+        whole=layers is None,
+        history=model.history(),
+    )
 
 
 def _length(reading: Reading) -> int:
@@ -128,15 +224,21 @@ class Studio:
 
         Raises InputError for a head that is not there.
         """
+        with self.alone():
+            yield self._pyramid(layer, head)
+            self._next = self._kept.get((layer, head), self._next)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block that computes alone, before all that is done in advance."""
         with self._changed:
             self._waiting += 1
         try:
             with self._computing:
-                yield self._pyramid(layer, head)
+                yield
         finally:
             with self._changed:
                 self._waiting -= 1
-                self._next = self._kept.get((layer, head), self._next)
                 self._changed.notify_all()
 
     def _pyramid(self, layer: int, head: int) -> Pyramid:
