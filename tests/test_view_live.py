@@ -150,10 +150,6 @@ def test_a_run_is_seen_as_it_trains_and_after_it(browser, tmp_path):
             hooks.enter_context(at_batch(batch, happens))
         train(small(*SETTINGS), name=EVIL, runs=tmp_path, say=quiet, begun=show)
         assert reader.step() == 1
-        reader.look("document.querySelector('#slider input').max == 11")
-        reader.look(
-            "performance.getEntriesByType('resource').filter((each) => each.name.includes('maps')).length >= 12"
-        )
     assert steps[0] < steps[1]
     reader.look("document.querySelector('#status').dataset.state === 'ended'")
     assert "The run has ended. `clearhead view" in page.locator("#status").inner_text()

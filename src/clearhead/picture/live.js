@@ -36,10 +36,10 @@ let pointer = null;
 document.addEventListener("pointermove", (event) => event.isTrusted && (pointer = event));
 
 function drawMarkup(markup) {
-  for (const [id, fresh] of Object.entries(markup)) {
+  for (const [id, text] of Object.entries(markup)) {
     const part = document.getElementById(id);
     const before = [...part.querySelectorAll("details")].map((each) => [each.open, each.querySelector("ul").scrollTop]);
-    keepingFocus(part, () => (part.innerHTML = fresh)); // escaped by the server, whose policy lets nothing in it run
+    keepingFocus(part, () => (part.innerHTML = text)); // escaped by the server, whose policy lets nothing in it run
     [...part.querySelectorAll("details")].forEach((each, i) => {
       if (!before[i]) return;
       each.open = before[i][0];
@@ -51,14 +51,14 @@ function drawMarkup(markup) {
   under?.dispatchEvent(new PointerEvent("pointermove", pointer)); // it was being read
 }
 
-function show(fresh) {
-  data.charts = fresh.charts;
-  drawMarkup(fresh.markup);
-  if (fresh.heads) drawCourse(fresh.heads);
-  const found = fresh.alarms.filter((alarm) => !alarms.includes(alarm));
+function show(run) {
+  data.charts = run.charts;
+  drawMarkup(run.markup);
+  if (run.heads) drawCourse(run.heads);
+  const found = run.alarms.filter((alarm) => !alarms.includes(alarm));
   if (found.length) announce(found.map((alarm) => `alarm, ${alarm}`).join(" "));
-  alarms = fresh.alarms;
-  slide(fresh.steps);
+  alarms = run.alarms;
+  slide(run.steps);
 }
 
 // ---- the maps of examples: a slider over the steps of which there are some, which follows the newest until it is moved
@@ -73,10 +73,10 @@ let shownStep = null;
 let playing = null;
 slider.append(play, knob, at);
 
-function slide(fresh) {
+function slide(known) {
   const follows = shownStep === null || Number(knob.value) >= steps.length - 1;
   const chosen = steps[Number(knob.value)]?.[0];
-  steps = fresh;
+  steps = known;
   slider.hidden = !steps.length;
   if (!steps.length) return;
   const before = steps.findLastIndex(([step]) => step <= chosen);
@@ -142,42 +142,61 @@ play.addEventListener("click", () => {
 async function fetchOne() {
   const missing = steps.findLast((each) => !kept.has(String(each)));
   if (missing) await mapsOf(missing).catch(() => null); // it is said where that step is chosen
+  return missing !== undefined;
 }
 
-// ---- again and again, less often where it takes the server long
+// ---- again and again, less often where it takes the server long, and at once when it is looked at or the run ends
 
 const isGone = (error) => error instanceof TypeError;
-let next = null; // the timer of the next look; null while one is under way
+let looking = null;
+let next = null;
 
-async function look() {
-  next = null;
-  const began = performance.now();
-  let pause = SECOND;
-  try {
-    const now = await asked("api/version");
-    if (now.version !== version && now.state !== "gone") {
-      const fresh = await asked("api/run");
-      show(fresh);
-      if (now.state === "ended" && status.dataset.state !== "ended") announce(now.words);
-      version = fresh.version;
-    }
-    say(now);
-    await fetchOne();
-    pause = clamp(10 * (performance.now() - began), SECOND, 30 * SECOND);
-  } catch (error) {
-    const ended = status.dataset.state === "ended";
-    if (!isGone(error)) say({ state: "gone", words: error.message });
-    else if (!ended) say({ state: "gone", words: "The server has gone: the training has ended, or was stopped." });
-    pause = 5 * SECOND;
+async function fresh() {
+  const now = await asked("api/version");
+  if (now.version !== version && now.state !== "gone") {
+    const run = await asked("api/run");
+    show(run);
+    if (now.state === "ended" && status.dataset.state !== "ended") announce(now.words);
+    version = run.version;
   }
-  next = setTimeout(look, document.hidden ? 5 * pause : pause);
+  say(now);
+  await fetchOne();
 }
 
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden || next === null) return;
+function gone(error) {
+  if (!isGone(error)) say({ state: "gone", words: error.message });
+  else if (status.dataset.state !== "ended") say({ state: "gone", words: "The server has gone: the training has ended, or was stopped." });
+}
+
+async function look() {
   clearTimeout(next);
-  look();
-});
+  const began = performance.now();
+  let pause = 5 * SECOND;
+  try {
+    await fresh();
+    pause = clamp(10 * (performance.now() - began), SECOND, 30 * SECOND);
+  } catch (error) {
+    gone(error);
+  }
+  looking = null;
+  next = setTimeout(lookOnce, document.hidden ? 5 * pause : pause);
+}
+const lookOnce = () => (looking ??= look());
+
+async function waitForEnd() {
+  try {
+    while (!(await asked("api/end")).ended);
+    await looking;
+    await lookOnce();
+    while (await fetchOne());
+    await asked("api/end"); // the server waits for this
+  } catch (error) {
+    setTimeout(waitForEnd, 5 * SECOND);
+  }
+}
+
+document.addEventListener("visibilitychange", () => document.hidden || lookOnce());
 say(data.now);
 slide(data.steps);
-next = setTimeout(look, SECOND);
+next = setTimeout(lookOnce, SECOND);
+waitForEnd();

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event, Lock, Semaphore
 from typing import Any
 
 from clearhead.errors import ClearheadError, InputError
@@ -17,6 +18,8 @@ from clearhead.view.site import Answer, Asked, Site, as_json
 
 QUIET = 120
 """Seconds without a new record after which that is said."""
+HANGING = 30
+"""Seconds after which a page that waits for the end is answered that it has not come."""
 
 
 def is_run(path: str | Path) -> bool:
@@ -36,11 +39,11 @@ class Course(Site):
         self._records = Records(self.folder.metrics)
         self._drawing = Lock()
         self._drawn: tuple[str, dict[str, Any], str] = ("", {}, "")
-        self._ended = ""
-        self._told, self._asked = Event(), -float("inf")
+        self._ended, self._over = "", Event()
+        self._done, self._pages, self._counting = Semaphore(0), 0, Lock()
 
     def paths(self) -> Iterable[str]:
-        return ["/", "/page.js", "/page.css", "/api/version", "/api/run", "/api/maps"]
+        return ["/", "/page.js", "/page.css", "/api/version", "/api/run", "/api/maps", "/api/end"]
 
     def at(self, path: str, asked: Asked) -> Answer:
         match path:
@@ -51,20 +54,42 @@ class Course(Site):
             case "/page.css":
                 return Answer("text/css; charset=utf-8", live.style().encode())
             case "/api/version":
-                self._asked = time.monotonic()
                 return as_json(self._now())
             case "/api/run":
-                told = as_json(self._run())
-                if self._ended:
-                    self._told.set()
-                return told
+                return as_json(self._run())
+            case "/api/end":
+                return self._end(asked)
         return self._maps(asked.number("step"))
 
-    def end(self, words: str, wait: float = 3.0) -> None:
-        """The run has ended: say so, and give a page that is open so many seconds to ask what came last."""
-        self._ended = words
-        if time.monotonic() - self._asked < 2 * wait:
-            self._told.wait(wait)
+    def end(self, words: str, wait: float = 5.0) -> None:
+        """The run has ended: say so, and give the pages that are open so many seconds to ask for what came last."""
+        self._ended, until, pages = words, time.monotonic() + wait, self._pages
+        self._over.set()
+        for _ in range(pages):
+            self._done.acquire(timeout=max(0.0, until - time.monotonic()))
+
+    def _end(self, asked: Asked) -> Answer:
+        """Answered when the run ends, or after a while; a page that has all it needs asks once more."""
+        if self._over.is_set():
+            self._done.release()
+            return as_json({"ended": True})
+        with self._counted():
+            for _ in range(HANGING):
+                asked.wait_is_over()
+                if self._over.wait(1.0):
+                    break
+        return as_json({"ended": self._over.is_set()})
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A block in which a page waits for the end."""
+        with self._counting:
+            self._pages += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._pages -= 1
 
     def close(self) -> None:
         pass
