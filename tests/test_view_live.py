@@ -280,7 +280,7 @@ def command(capfd, *arguments):
 def test_train_with_a_page(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(snapshots, "SHARES", 4)
-    asked = [part for setting in [*SMALL, *SETTINGS] for part in ("--set", setting)]
+    asked = [part for setting in [*SMALL, *SETTINGS, "train.evaluations=1"] for part in ("--set", setting)]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
         status, said = command(capfd, "train", "g2p", *asked, "--view", "--port", number)
