@@ -16,10 +16,10 @@ Numbers = dict[str, list[float | None]]
 
 def numbers(seen: Seen) -> list[Numbers]:
     """Of each call, by statistic a number for each head; None: not measured."""
-    told: dict[tuple[str, int], list[Record]] = {}
+    told: dict[tuple[str, str, int], list[Record]] = {}
     for record in records(seen):
-        told.setdefault((record["name"], record["turn"]), []).append(record)
-    heads = [told[call.name, call.turn][: call.heads] for call in seen]
+        told.setdefault((record["name"], record["role"], record["turn"]), []).append(record)
+    heads = [told[call.name, call.role, call.turn][: call.heads] for call in seen]
     return [{name: [_number(head, name) for head in some] for name in STATISTICS} for some in heads]
 
 

@@ -174,7 +174,9 @@ function drawMap(map, wanted) {
   const context = map.canvas.getContext("2d");
   context.setTransform(box.ratio, 0, 0, box.ratio, 0, 0);
   context.clearRect(0, 0, map.canvas.clientWidth, map.canvas.clientHeight);
-  const place = placeOf(map);
+  const place = placeOf(map), [queries, keys] = shapeOf(map);
+  map.right = box.left + clamp((keys - place.left) / place.span, 0, box.width); // where the map ends, on the canvas
+  map.bottom = box.top + clamp((queries - place.top) / place.span, 0, box.height);
   drawTiles(map, context, place, level, pairs);
   drawSides(map, context, place, level, range);
   drawAxes(map, context, place);
@@ -233,8 +235,7 @@ function drawTiles(map, context, place, level, pairs) {
 // Bars aligned with the cells: above what each key received, at the right a statistic of each row.
 function drawSides(map, context, place, level, [rows, columns]) {
   wantSides(map, level, rows, columns);
-  const hidden = hiddenKeys(map.layer), { left, top, width, height } = map.box, [, keys] = shapeOf(map);
-  const right = left + clamp((keys - place.left) / place.span, 0, width), room = map.canvas.clientWidth - left - width - 9;
+  const hidden = hiddenKeys(map.layer), { left, top, width, height } = map.box, { right } = map, room = map.canvas.clientWidth - left - width - 9;
   const received = along(map, level, columns, "column", (kept) => kept.received), numbered = along(map, level, rows, "row", (kept) => kept.rows?.[state.margin]);
   const blank = new Set([...hidden].map((key) => key >> level));
   context.save();
@@ -280,7 +281,7 @@ function bars({ numbers, state: why }, blank, map, level, start, span, length, b
 
 // Names of tokens where there is room for them, else their numbers.
 function drawAxes(map, context, place) {
-  const { left, top, width, height } = map.box, [queries, keys] = shapeOf(map), cell = 1 / place.span;
+  const { left, top, width, height } = map.box, [queries, keys] = shapeOf(map), cell = 1 / place.span, { bottom } = map;
   context.fillStyle = tone("muted");
   context.font = cell >= NAMED ? "12px ui-monospace, 'DejaVu Sans Mono', monospace" : "11px system-ui, sans-serif";
   context.textBaseline = "middle";
@@ -298,7 +299,7 @@ function drawAxes(map, context, place) {
   for (const at of marks(place.left, width, keys)) {
     strong(at === state.key || at === cursor?.key);
     context.save();
-    context.translate(left + (at + 0.5 - place.left) / place.span, top + height + 5);
+    context.translate(left + (at + 0.5 - place.left) / place.span, bottom + 5);
     if (cell >= NAMED) context.rotate(-Math.PI / 2);
     else context.textAlign = "center";
     const below = cell >= NAMED ? 0 : 9;
@@ -310,9 +311,9 @@ function drawAxes(map, context, place) {
   context.font = "11px system-ui, sans-serif";
   if (cell < NAMED) {
     context.textAlign = "left";
-    context.fillText("key (attended to)", left, top + height + 32);
+    context.fillText("key (attended to)", left, bottom + 32);
     context.save();
-    context.translate(11, top + height);
+    context.translate(11, bottom);
     context.rotate(-Math.PI / 2);
     context.fillText("query (attends)", 0, 0);
     context.restore();
@@ -334,7 +335,7 @@ function nice(least) {
 function drawMarks(map, context, place, level) {
   const { left, top, width, height } = map.box, cell = 2 ** level;
   const x = (key) => left + (key - place.left) / place.span, y = (row) => top + (row - place.top) / place.span;
-  const [queries, keys] = shapeOf(map), right = left + clamp((keys - place.left) / place.span, 0, width) + map.canvas.clientWidth - left - width - 4;
+  const [queries, keys] = shapeOf(map), right = map.right + map.canvas.clientWidth - left - width - 4;
   context.save();
   context.beginPath();
   context.rect(left, 14, map.canvas.clientWidth - left, top + height - 14);
@@ -344,7 +345,7 @@ function drawMarks(map, context, place, level) {
     context.lineWidth = thick;
     context.beginPath();
     if (row !== null && row < queries && y(row + 0.5) >= top && y(row + 0.5) <= top + height) { context.moveTo(left, y(row + 0.5)); context.lineTo(right, y(row + 0.5)); }
-    if (key !== null && key < keys && x(key + 0.5) >= left && x(key + 0.5) <= left + width) { context.moveTo(x(key + 0.5), 16); context.lineTo(x(key + 0.5), top + height); }
+    if (key !== null && key < keys && x(key + 0.5) >= left && x(key + 0.5) <= left + width) { context.moveTo(x(key + 0.5), 16); context.lineTo(x(key + 0.5), map.bottom); }
     context.stroke();
   };
   context.globalAlpha = 0.75;
@@ -377,7 +378,7 @@ function tellState(map, place, level, known, wanted) {
   }
   const text = parts.join("; ");
   if (map.state.textContent !== text) map.state.textContent = text;
-  const [low, high, floor] = map.limits, ends = [floor ? `≤ ${Number(floor.toPrecision(2))}` : String(low), String(Number(high.toPrecision(3)))];
+  const [low, high, floor] = map.limits, ends = [floor ? `≤ ${floor.toExponential(1)}` : String(low), String(Number(high.toPrecision(3)))];
   const look = `${ends} ${isDark()}`;
   if (map.look !== look) map.legend.replaceChildren(ends[0], colourBar(), ends[1]);
   map.look = look;
