@@ -140,7 +140,8 @@ function pictureOf(tile, limits) {
 
 // ---- drawing
 
-let drawing = false, waiting = null;
+let drawing = false, waiting = null, drawn = null;
+const firstPicture = new Promise((resolve) => { drawn = resolve; }); // all else that is asked for comes behind it
 
 function draw() {
   if (drawing) return;
@@ -160,13 +161,15 @@ function drawMaps() {
   const wanted = new Set(), ready = maps.map((map) => drawMap(map, wanted));
   for (const [key, tile] of tiles) if (tile.waiting && !wanted.has(key)) tile.stop();
   stage.dataset.exact = ready.every(Boolean);
+  if (maps.every((map) => map.there)) drawn();
   remember();
 }
 
 function drawMap(map, wanted) {
   const box = map.box ?? measure(map), level = levelOf(map), range = inView(map, level), pairs = pairsOf(range);
   for (const [row, column] of pairs) wanted.add(address(map.layer, map.head, level, row, column));
-  const known = pairs.map(([row, column]) => ({ tile: wantTile(map, level, row, column), column })).filter(({ tile }) => tile?.values);
+  const asked = pairs.map(([row, column]) => ({ tile: wantTile(map, level, row, column), column })), known = asked.filter(({ tile }) => tile?.values);
+  map.there = asked.every(({ tile }) => tile?.values || tile?.failed);
   const hidden = hiddenKeys(map.layer);
   const most = known.reduce((all, { tile, column }) => Math.max(all, mostOf(tile, hidden, level, column)), 0)
     || known.reduce((all, { tile }) => Math.max(all, tile.values.reduce((a, b) => Math.max(a, b), 0)), 0) || 1;

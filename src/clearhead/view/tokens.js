@@ -72,27 +72,33 @@ async function showPicked() {
     button.disabled = state[button.dataset.from] === null;
   }
   remember();
-  showFlow();
-  if (!any) return;
+  if (!any) return showFlow();
   delete tokensPlace.dataset.ready;
+  await firstPicture;
+  if (options.signal.aborted) return;
   const hide = hiddenKeys(layer).kinds;
   try {
     await Promise.all([
       tellPair(layer, head, options),
       state.query === null ? toKeys.replaceChildren() : json("row", { layer, head, row: state.query, most: LISTED, hide }, options).then(async (answer) =>
         list(toKeys, `query ${state.query} ${quoted(await oneName(layer, "rows", state.query))} attends most to`, answer.keys, "key", hide && `hidden: ${hide.split(" ").map((kind) => HIDES[kind]).join(" and ")}`)),
-      state.key === null ? fromRows.replaceChildren() : json("column", { layer, head, key: state.key, most: LISTED }, options).then(async (answer) => {
-        const partly = answer.looked_at < answer.of;
-        list(fromRows, `key ${state.key} ${quoted(await oneName(layer, "keys", state.key))} is attended to most by`, answer.rows, "query",
-          partly ? `of ${answer.looked_at.toLocaleString("en")} of ${answer.of.toLocaleString("en")} rows: the others are not known yet` : "");
-        if (partly) setTimeout(() => options.signal.aborted || showPicked(), 2 * AGAIN);
-      }),
+      state.key === null ? fromRows.replaceChildren() : tellRows(layer, head, options),
       showExcerpt(layer, head, options),
     ]);
     tokensPlace.dataset.ready = `${layer}.${head} ${state.query} ${state.key} ${state.from} ${hide}`;
   } catch (error) {
     said(error);
   }
+  if (!options.signal.aborted) showFlow();
+}
+
+// Who attends to the key most; as long as rows are unknown, again in a while.
+async function tellRows(layer, head, options) {
+  const answer = await json("column", { layer, head, key: state.key, most: LISTED }, options);
+  const partly = answer.looked_at < answer.of, key = quoted(await oneName(layer, "keys", answer.key));
+  keepingFocus(fromRows, () => list(fromRows, `key ${answer.key} ${key} is attended to most by`, answer.rows, "query",
+    partly ? `of ${answer.looked_at.toLocaleString("en")} of ${answer.of.toLocaleString("en")} rows: the others are not known yet` : ""));
+  if (partly) setTimeout(() => options.signal.aborted || tellRows(layer, head, options).catch(said), 2 * AGAIN);
 }
 
 const oneName = async (layer, side, at) => (await namesOf(layer, side, at, at + 1))[0];
