@@ -122,6 +122,7 @@ def test_a_run_is_seen_as_it_trains_and_after_it(browser, tmp_path):
         page.goto(show.url)
         assert page.locator("#status").inner_text() == "Waiting for the first step."
         assert page.locator("#slider").is_hidden()
+        assert page.locator("#explorer").inner_text().startswith("None yet")
 
     def first():
         reader.look("document.querySelector('.steps') && !document.querySelector('#slider').hidden")

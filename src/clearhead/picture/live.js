@@ -78,7 +78,11 @@ function slide(known) {
   const chosen = steps[Number(knob.value)]?.[0];
   steps = known;
   slider.hidden = !steps.length;
-  if (!steps.length) return;
+  if (!steps.length) {
+    drawExamples([]);
+    if (status.dataset.state !== "ended") explorer.firstChild.textContent = data.kept;
+    return;
+  }
   const before = steps.findLastIndex(([step]) => step <= chosen);
   knob.max = steps.length - 1;
   knob.value = follows && !playing ? steps.length - 1 : Math.max(0, before);

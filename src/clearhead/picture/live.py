@@ -73,8 +73,10 @@ def style() -> str:
 def _section(name: str, words: str, markup: Mapping[str, str]) -> Markup:
     places = {
         "Training": lambda: tag("div", Markup(markup["training-drawn"]), id="training-drawn"),
-        "Heads": lambda: join(_absent("strips", "not measured yet"), tag("div", Markup(markup["alarms"]), id="alarms")),
-        "Attention": lambda: join(tag("div", id="slider", class_="slider", hidden=""), _absent("explorer", "none yet")),
+        "Heads": lambda: join(_absent("strips", "not measured"), tag("div", Markup(markup["alarms"]), id="alarms")),
+        "Attention": lambda: join(
+            tag("div", id="slider", class_="slider", hidden=""), _absent("explorer", "none was kept")
+        ),
     }
     said = tag("p", words, class_="muted") if words else Markup()
     return tag("section", tag("h2", name), said, places[name](), id=name.lower())

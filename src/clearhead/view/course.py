@@ -99,7 +99,9 @@ class Course(Site):
         name = self.folder.path.name
         network = f"width {config.model.embed_dim}, {config.model.num_heads} heads, seed {config.seed}"
         title = name if name == config.task else f"{config.task}: {name}"
-        page = live.live_page(title, f"{config.train.duration}, {network}", now["words"], {**run, "now": now})
+        kept = "None yet: the first come with the first step." if config.monitor.examples else "monitor.examples is 0."
+        shown = {**run, "now": now, "kept": kept}
+        page = live.live_page(title, f"{config.train.duration}, {network}", now["words"], shown)
         return Answer("text/html; charset=utf-8", page)
 
     def _version(self) -> str:
