@@ -16,7 +16,7 @@ from tiny_task import SMALL, at_batch, small
 TINY = Path(__file__).with_name("tiny_task.py")
 # Dropout draws random numbers in every step; an epoch has 15 batches, and a step takes two of them.
 LONG = [*SMALL, "data.batch_tokens=1000", "train.accumulate=2", "train.duration=40 steps", "train.average=2",
-        "monitor.every=2"]  # fmt: skip
+        "monitor.every=2", "monitor.examples=1"]  # fmt: skip
 
 
 def _train(folder: Path, *arguments: str, **environment: object) -> subprocess.CompletedProcess:
@@ -86,7 +86,7 @@ def _kill() -> None:
     raise Killed
 
 
-@pytest.mark.parametrize("batch", [1, 14, 15, 16, 45])  # around the ends of epochs, where states are delicate
+@pytest.mark.parametrize("batch", [1, 15, 16])  # around the end of an epoch, where states are delicate
 def test_wherever_it_is_interrupted(batch, never_stopped, tmp_path):
     with at_batch(batch, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(Interrupted):
         _weights(tmp_path)

@@ -45,6 +45,7 @@ SETTINGS = (
     "train.warmup=0",
     "train.learning_rate=0.5",
     "monitor.every=2",
+    "monitor.examples=3",
 )
 
 

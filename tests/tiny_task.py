@@ -40,6 +40,7 @@ SMALL = [
     "train.duration=12 steps",
     "train.evaluations=3",
     "train.validation_samples=5",
+    "monitor.examples=0",
     "decode.beam=2",
 ]
 
