@@ -226,7 +226,7 @@ function leads(layer, head) {
 }
 
 function summary() {
-  const counted = (side) => [...new Set(layers.map((layer) => layer.shape[side]))].map((n) => n.toLocaleString("en")).join(", ");
+  const counted = (side) => [...new Set(layers.map((layer) => layer.shape[side]))].map((n) => n.toLocaleString("en")).join(" and ");
   return `${plural(layers.length, "layer")}, ${plural(layers.reduce((sum, layer) => sum + layer.heads, 0), "head")} · ${counted(1)} tokens`;
 }
 
