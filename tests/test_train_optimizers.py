@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 
 from clearhead.nn import Seq2Seq
 from clearhead.train.config import Training
+from clearhead.train.muon import Muon, zeroth_power
 from clearhead.train.optimizers import make_optimizer
 
 
@@ -68,3 +70,42 @@ def test_state_goes_on_where_it_was():
         a, b = steps(net, first, 2, seed=1), steps(again, second, 2, seed=1)
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not all(torch.equal(x, y) for x, y in zip(whole, a, strict=True))  # adamw is something else
+
+
+def moved(kind, dtype=torch.float32, **options):
+    """Matrices of three shapes, two of one, after three steps; the last gets no gradient in the second."""
+    torch.manual_seed(3)
+    shapes = [(24, 16), (16, 24), (24, 16), (8, 8)]
+    matrices = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    optimizer = kind(matrices, 0.1, 0.2, **options)
+    for step in range(3):
+        for matrix in matrices:
+            matrix.grad = torch.randn_like(matrix) * 10.0**-step
+        if step == 1:
+            matrices[-1].grad = None
+        optimizer.step()
+    return [matrix.detach() for matrix in matrices], optimizer.state_dict()
+
+
+@pytest.mark.parametrize("options", [{}, {"adjust_lr_fn": "match_rms_adamw"}, {"nesterov": False, "momentum": 0.7}])
+def test_many_matrices_at_once_move_as_one_by_one(options):
+    (ours, state), (theirs, their_state) = moved(Muon, **options), moved(torch.optim.Muon, **options)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.02 * float(b.abs().max()))  # bfloat16 has 8 digits
+    torch.testing.assert_close(state["state"], their_state["state"])
+    assert state["param_groups"] == their_state["param_groups"]
+
+
+def test_what_is_orthogonalised_keeps_its_singular_vectors():
+    torch.manual_seed(0)
+    x = torch.randn(3, 20, 12, dtype=torch.float64)
+    found = zeroth_power(x, (3.4445, -4.7750, 2.0315), 5, 1e-7).double()
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    values = (u.mT @ found @ vh.mT).diagonal(dim1=-2, dim2=-1)
+    assert 0.6 < float(values.min()) < float(values.max()) < 1.3
+    a, b, c = 3.4445, -4.7750, 2.0315
+    s = s / s.square().sum(-1, keepdim=True).sqrt()
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    wanted = (u * s[:, None]) @ vh
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02

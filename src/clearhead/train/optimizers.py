@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from clearhead.train.config import Training
+from clearhead.train.muon import Muon
 
 
 def make_optimizer(model: nn.Module, train: Training) -> Optimizer:
@@ -38,8 +39,7 @@ def make_optimizer(model: nn.Module, train: Training) -> Optimizer:
 class Together(Optimizer):
     """Several optimizers, each of its own parameters, as one: for a trainer that knows of one.
 
-    All but the last step side by side, in a thread each: Muon's many small products would keep one core busy for a
-    quarter of a small model's training.
+    All but the last step side by side, in a thread each: of Muon's products one alone is too small for several cores.
     """
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
