@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 
 import hypothesis
 import jaxtyping
@@ -13,6 +14,7 @@ TRIALS = os.environ.get("CLEARHEAD_TRIALS") == "1"
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("trials", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("trials" if TRIALS else "quick")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is started without Ctrl-C
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

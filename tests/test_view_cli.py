@@ -63,13 +63,16 @@ def test_a_page_is_served_until_ctrl_c(models):
         "env": dict(os.environ),
     }
     with subprocess.Popen([sys.executable, "-m", "clearhead.cli", *arguments], **options) as running:
-        line = running.stdout.readline()
-        url = re.match(r"(http://127\.0\.0\.1:\d+/) shows gpt2: GPT2Model; Ctrl-C ends it\n", line)[1]
-        ask = build_opener(ProxyHandler({})).open
-        told = json.loads(ask(f"{url}api/model").read())
-        tile = ask(f"{url}api/tile?layer=1&head=2&level=0&row=0&column=0").read()
-        running.send_signal(signal.SIGINT)
-        rest, errors = running.communicate(timeout=20)
+        try:
+            line = running.stdout.readline()
+            url = re.match(r"(http://127\.0\.0\.1:\d+/) shows gpt2: GPT2Model; Ctrl-C ends it\n", line)[1]
+            ask = build_opener(ProxyHandler({})).open
+            told = json.loads(ask(f"{url}api/model").read())
+            tile = ask(f"{url}api/tile?layer=1&head=2&level=0&row=0&column=0").read()
+            running.send_signal(signal.SIGINT)
+            rest, errors = running.communicate(timeout=20)
+        finally:
+            running.kill()  # where it did not end, the block would wait for it
     assert (running.returncode, rest, errors) == (0, "", "")
     model = transformers.AutoModel.from_pretrained(models / "gpt2", attn_implementation="eager").eval()
     ids = transformers.AutoTokenizer.from_pretrained(models / "gpt2")(TEXT, return_tensors="pt")

@@ -35,6 +35,7 @@ _KEPT = 8
 
 
 def _self(call: Call) -> str:
+    """The stack of a call where its role is all that is known."""
     return "cross" if call.role == "cross" else ""
 
 
