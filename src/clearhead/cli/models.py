@@ -15,6 +15,15 @@ from clearhead.cli.options import AsJson, progress
 from clearhead.errors import InputError, nearest
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/g2p.")]
+Text = Annotated[str | None, typer.Option(help="What the model reads.")]
+Tokens = Annotated[str | None, typer.Option(metavar="1,2,3", help="Token numbers, where there is no text.")]
+Target = Annotated[
+    str | None, typer.Option(help="What the decoder of an encoder-decoder reads; else what it predicts greedily.")
+]
+Layers = Annotated[list[str] | None, typer.Option(help="Paths of modules to look at, * is anything; repeatable.")]
+RunOrModel = Annotated[
+    Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or one that save_pretrained wrote.")
+]
 Port = Annotated[int | None, typer.Option(help="Where the page is served; 0 is any port that is free.")]
 Opens = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")]
 Beam = Annotated[
@@ -146,19 +155,13 @@ def _say_unfamiliar(strange: list[str]) -> None:
 
 
 def inspect(
-    model: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or one that save_pretrained wrote.")
-    ],
-    text: Annotated[str | None, typer.Option(help="What the model reads.")] = None,
+    model: RunOrModel,
+    text: Text = None,
     file: Annotated[Path | None, typer.Option(help="A file with that text.")] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="1,2,3", help="Token numbers, where there is no text.")] = None,
+    tokens: Tokens = None,
     image: Annotated[Path | None, typer.Option(help="A picture, for a model of images.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="What the decoder of an encoder-decoder reads; else what it predicts greedily.")
-    ] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option(help="Paths of modules to look at, * is anything; repeatable.")
-    ] = None,
+    target: Target = None,
+    layers: Layers = None,
     heads: Annotated[
         list[str] | None, typer.Option("--head", metavar="LAYER:HEAD", help="A head to draw large; repeatable.")
     ] = None,
@@ -189,18 +192,12 @@ def inspect(
 
 
 def view(
-    model: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or one that save_pretrained wrote.")
-    ],
-    text: Annotated[str | None, typer.Option(help="What the model reads.")] = None,
+    model: RunOrModel,
+    text: Text = None,
     file: Annotated[Path | None, typer.Option(help="A file with that text, of any length.")] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="1,2,3", help="Token numbers, where there is no text.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="What the decoder of an encoder-decoder reads; else what it predicts greedily.")
-    ] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option(help="Paths of modules to look at, * is anything; repeatable.")
-    ] = None,
+    tokens: Tokens = None,
+    target: Target = None,
+    layers: Layers = None,
     port: Port = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on. Any but this machine's own opens the text to the network.")

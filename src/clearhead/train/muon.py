@@ -42,7 +42,10 @@ class Muon(optim.Muon):
         torch._foreach_add_(parameters, updates.unbind(), alpha=-rate)
 
     def _momentum(self, p: Tensor) -> Tensor:
-        found: Tensor = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        found: Tensor = state["momentum_buffer"]
         return found
 
 

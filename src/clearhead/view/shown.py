@@ -77,7 +77,8 @@ def view(
 
 def scene_of(seen: Seen, tokens: Sequence[str] | None = None, sample: int = 0) -> Scene:
     """What was seen in the last pass, with the names of tokens along every axis that has as many."""
-    last = [call for call in seen if call.step == max(each.step for each in seen)]
+    newest = max((call.step for call in seen), default=0)
+    last = [call for call in seen if call.step == newest]
     if not last:
         raise InputError("nothing was seen: there is no attention to view")
     if all(call.map is None for call in last):
