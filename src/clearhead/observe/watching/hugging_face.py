@@ -5,10 +5,11 @@ for `sdpa`, `flex_attention` and `eager` alike. Clearhead's own (`clearhead`) re
 implementations are not wrapped, and are seen at a lower level.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +56,11 @@ class _Opaque:
     def __init__(self, watch: Any, attend: Callable[..., Any], name: str) -> None:
         self._watch, self._attend, self._name = watch, attend, name
 
-    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path = self._watch.path_of(module)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        path = self._watch.path_of(_Asked.of(self._name, self._attend, args, kwargs).module)
         if path is not None:
             self._watch.cannot_see(path, f"{self._name}; load the model with attn_implementation='sdpa'")
-        return self._attend(module, *args, **kwargs)
+        return self._attend(*args, **kwargs)
 
 
 class _Own:
@@ -68,14 +69,15 @@ class _Own:
     def __init__(self, watch: Any, attend: Callable[..., Any]) -> None:
         self._watch, self._attend = watch, attend
 
-    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **options: Any) -> Any:
-        watch, path = self._watch, self._watch.path_of(module)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        watch = self._watch
+        call = _Asked.of(_OURS, self._attend, args, kwargs)
+        path = watch.path_of(call.module)
         if path is None:
-            return self._attend(module, q, k, v, mask, **options)
-        call = _Asked(_OURS, module, path, q, k, v, mask, options)
-        known = {"sinks": not call.hides_the_first(), "given": (q, k)}
-        with watch.asked(f"transformers {_OURS}", call.cross, known):
-            result = self._attend(module, q, k, v, mask, **options)
+            return self._attend(*args, **kwargs)
+        known = {"sinks": not call.hides_the_first(), "given": (call.q, call.k)}
+        with watch.asked(f"transformers {_OURS}", call.cross(path), known):
+            result = self._attend(*args, **kwargs)
         if watch.frame is not None and watch.wants(path):
             watch.give(path, result[0], lambda x: x.transpose(1, 2))
         return result
@@ -87,25 +89,42 @@ class _Wrapped:
     def __init__(self, watch: Any, attend: Callable[..., Any], name: str) -> None:
         self._watch, self._attend, self._name = watch, attend, name
 
-    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **options: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         watch = self._watch
         with watch.hidden():
-            result = self._attend(module, q, k, v, mask, **options)
-            path = watch.path_of(module)
+            result = self._attend(*args, **kwargs)
+            call = _Asked.of(self._name, self._attend, args, kwargs)
+            path = watch.path_of(call.module)
             if watch.frame is None or path is None or not watch.wants(path):
                 return result
             with torch.set_grad_enabled(watch.grad and torch.is_grad_enabled()):
-                call = _Asked(self._name, module, path, q, k, v, mask, options)
-                why, A = call.unseen(), None if call.unseen() else call.map()
-                if A is not None and not options.get("dropout") and not call.explains(A, result[0]):
+                cross, why = call.cross(path), call.unseen()
+                A = None if why else call.map(cross)
+                if A is not None and not call.options.get("dropout") and not call.explains(A, result[0]):
                     why = f"{self._name} attention of its own kind: not softmax(q · k · scale + mask) v"
             if why is not None or A is None:
                 watch.cannot_see(path, str(why))
                 return result
-            known = {"sinks": not call.hides_the_first(), "given": (q, k)}
-            watch.record(A, f"transformers {self._name}", call.cross, path, **known)
+            known = {"sinks": not call.hides_the_first(), "given": (call.q, call.k)}
+            watch.record(A, f"transformers {self._name}", cross, path, **known)
             watch.give(path, result[0], lambda x: x.transpose(1, 2))
         return result
+
+
+_NAMES = ("module", "query", "key", "value", "attention_mask")
+"""What every function of the interface takes, in this order; models pass any of them by position or by name."""
+
+
+def _read_call(attend: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name, as the signature of `attend` binds them, its defaults too."""
+    parameters = inspect.signature(attend).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = names if len(names) >= len(_NAMES) else list(_NAMES)
+    given = {p.name: p.default for p in parameters if p.default is not p.empty}
+    given |= dict(zip(names, args, strict=False)) | kwargs
+    for ours, theirs in zip(_NAMES, names, strict=False):
+        given[ours] = given.pop(theirs, None)
+    return given
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +133,22 @@ class _Asked:
 
     how: str
     module: nn.Module
-    path: str
     q: Tensor
     k: Tensor
     v: Tensor
     given: Any
     options: dict[str, Any]
 
-    @property
-    def cross(self) -> bool:
-        return bool(getattr(self.module, "is_cross_attention", False)) or says_cross(self.path)
+    @classmethod
+    def of(cls, how: str, attend: Callable[..., Any], args: Any, kwargs: Any) -> Self:
+        """The call `attend(*args, **kwargs)`."""
+        given = _read_call(attend, args, kwargs)
+        module, q, k, v, mask = (given.pop(name) for name in _NAMES)
+        return cls(how, module, q, k, v, mask, given)
+
+    def cross(self, path: str) -> bool:
+        """Does the module at `path` attend to another sequence?"""
+        return bool(getattr(self.module, "is_cross_attention", False)) or says_cross(path)
 
     def unseen(self) -> str | None:
         """Why this call cannot be described, or None."""
@@ -141,7 +166,7 @@ class _Asked:
         b, h = self.given.shape[:2]
         return b * h * self.q.shape[2] * self.k.shape[2]
 
-    def map(self) -> SoftmaxMap:
+    def map(self, cross: bool) -> SoftmaxMap:
         mask, bias = self._mask()
         more, n_keys = self.options.get("position_bias"), self.k.shape[2]
         if more is not None:
@@ -152,7 +177,7 @@ class _Asked:
         causal = getattr(self.module, "is_causal", True) if causal is None else causal
         flagged = self.how == "sdpa" and self.given is None and n_queries > 1 and causal
         at = None
-        if n_queries != n_keys and not self.cross and not flagged:
+        if n_queries != n_keys and not cross and not flagged:
             if mask is not None and causal:
                 at = last_visible(mask)
             elif mask is None and n_queries == 1:
@@ -167,7 +192,7 @@ class _Asked:
             sinks=self.options.get("s_aux"),
             causal_from="beginnings" if flagged else None,
             q_positions=at,
-            cross=self.cross,
+            cross=cross,
         )
 
     def _mask(self) -> tuple[Tensor | None, Tensor | None]:
