@@ -133,14 +133,15 @@ class Functions(TorchFunctionMode):
             if q.is_nested or k.is_nested:
                 self._watch.cannot_see(self._watch.frame.path, "attention of nested tensors")
                 return out
-            mask, bias = read_mask(call["attn_mask"])
             causal_from: Line | None = "beginnings" if call["is_causal"] else None
             frame = self._watch.frame
-            q, k = _same_samples(four_heads(q), four_heads(k))
-            A = attention_map(
-                q, k,
-                scale=call["scale"], mask=mask, bias=bias, causal_from=causal_from, cross=says_cross(frame.path),
-            )  # fmt: skip
+            with self._watch.looking():
+                mask, bias = read_mask(call["attn_mask"])
+                q, k = _same_samples(four_heads(q), four_heads(k))
+                A = attention_map(
+                    q, k,
+                    scale=call["scale"], mask=mask, bias=bias, causal_from=causal_from, cross=says_cross(frame.path),
+                )  # fmt: skip
             self._watch.record(A, "scaled_dot_product_attention", says_cross(frame.path), given=(q, k))
             self._watch.give(frame.path, out, four_heads)
         return out
@@ -183,10 +184,11 @@ class Functions(TorchFunctionMode):
                 frame.path, "a softmax, then a product; but its logits are no product of queries and keys"
             )
             return
-        heads = heads_of(frame.module)
-        logits = four_heads(weights.logits, heads)
-        cross = says_cross(frame.path)
-        self._watch.record(logits_map(logits, cross), "matmul, softmax, matmul", cross)
+        heads, cross = heads_of(frame.module), says_cross(frame.path)
+        with self._watch.looking():
+            logits = four_heads(weights.logits, heads)
+            A = logits_map(logits, cross)
+        self._watch.record(A, "matmul, softmax, matmul", cross)
         if self._watch.gives and out.shape[-2] == logits.shape[-2]:
             self._watch.give(frame.path, out, lambda x: four_heads(x, heads))
 

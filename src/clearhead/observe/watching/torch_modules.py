@@ -109,7 +109,8 @@ def _with_weights(module: nn.MultiheadAttention, call: dict[str, Any]) -> dict[s
 def _record_projected(
     watch: Any, path: str, call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | None = None
 ) -> None:
-    A, cross = _map(call, batch_first, kept)
+    with watch.looking():
+        A, cross = _map(call, batch_first, kept)
     watch.record(A, "torch.nn.MultiheadAttention", cross, path)
 
 

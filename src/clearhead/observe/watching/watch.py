@@ -14,7 +14,7 @@ Attention is found where it is called, at the highest level that knows what it m
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from clearhead.errors import InputError, nearest
 from clearhead.kernels import Statistics
@@ -169,7 +170,7 @@ class Watch(AbstractContextManager[Seen]):
                 calls[i] = _crossing(calls[i])
             if len(frame.calls) == 1:
                 (i,) = frame.calls
-                with self.hidden():
+                with self.looking():
                     residual = token_residual(calls[i], frame.module, output, *frame.size)
                 calls[i] = replace(calls[i], residual=residual)
 
@@ -182,6 +183,18 @@ class Watch(AbstractContextManager[Seen]):
     def hidden(self) -> Iterator[None]:
         """A block in which this thread sees no functions: a higher level has seen, or is measuring."""
         with self._functions.paused():
+            yield
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """A block of the watch's own operations: no function in it is seen, and the program's graph stays as it was.
+
+        They run without gradients, so that a checkpoint finds the tensors it would find unwatched. With `grad=True`
+        they have gradients, and what these need is kept apart from the tensors that the program saves.
+        """
+        graded = self.grad and torch.is_grad_enabled()
+        apart = saved_tensors_hooks(_as_is, _as_is) if graded else nullcontext()
+        with self.hidden(), torch.set_grad_enabled(graded), apart:
             yield
 
     def go_away(self, why: str) -> None:
@@ -237,7 +250,7 @@ class Watch(AbstractContextManager[Seen]):
         if not self.wants(frame.path if name is None else name):
             return
         name = frame.path if name is None else name
-        with self.hidden(), torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+        with self.looking():
             self._record(A, how, cross, name, frame, sinks, given)
 
     def _record(
@@ -322,6 +335,10 @@ class Watch(AbstractContextManager[Seen]):
 
     def _shown(self, name: str) -> str:
         return name or type(self.model).__name__
+
+
+def _as_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _attends_elsewhere(kwargs: Any) -> bool:
