@@ -144,11 +144,11 @@ int64_t room_for_back(const Call *c, const Part *parts, int64_t n) {
     return most;
 }
 
-static Back back_of(const Back *to, const Part *p) {
+static Back back_of(const Back *to, const Part *p, int group) {
     Back one = *to;
-    int b = p->sample;
-    move(&one.lse, b, p->row, 0, 4), move(&one.q, b, p->row, 0, 4);
-    move(&one.k, b, p->key, 0, 4), move(&one.v, b, p->key, 0, 4), move(&one.bias, b, 0, 0, 4);
+    int b = p->sample, h = p->head, kv = h / group;
+    move(&one.lse, b, h, p->row, 0, 4), move(&one.q, b, h, p->row, 0, 4);
+    move(&one.k, b, kv, p->key, 0, 4), move(&one.v, b, kv, p->key, 0, 4), move(&one.bias, b, h, 0, 0, 4);
     return one;
 }
 
@@ -165,7 +165,7 @@ void rows_back(const Call *c, const Back *to, const Part *parts, int64_t n) {
     unsigned before = flush(1, 0);
     for (int64_t i = 0; i < n; i++) {
         Call part = call_of(c, &parts[i]);
-        Back back = back_of(to, &parts[i]);
+        Back back = back_of(to, &parts[i], c->group);
         part_back(&part, &back);
     }
     flush(0, before);

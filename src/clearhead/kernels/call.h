@@ -13,7 +13,7 @@ typedef struct {
 
 typedef struct {
     Gemm *gemm;                 /* null: q, k, v and out are bfloat16, for matrix units */
-    int32_t heads, group, rows, keys, width, value_width, first_key; /* rows, keys and first_key: of one part at a time */
+    int32_t heads, group, rows, keys, width, value_width, first_key; /* heads, rows, keys, first_key: of one part at a time */
     float scale, softcap;       /* softcap 0: none */
     Tensor q, k, v, out;        /* v and out only where value_width > 0 */
     Tensor spans;               /* int32, the first key that a row may see and the one behind the last; here and below, */
@@ -36,9 +36,9 @@ typedef struct {
     int32_t bias_step;          /* from one of its columns to the next: 0 where it has but one */
 } Back;
 
-/* Some rows and some keys of a sample. */
+/* Some rows and some keys of some heads of a sample. */
 typedef struct {
-    int32_t sample, row, rows, key, keys;
+    int32_t sample, head, heads, row, rows, key, keys;
 } Part;
 
 static inline void *at(const Tensor *t, int b, int h, int64_t row, size_t size) {
@@ -49,19 +49,19 @@ static inline int lesser(int a, int b) { return a < b ? a : b; }
 static inline int greater(int a, int b) { return a > b ? a : b; }
 
 /* From there on; `size` is a number's. */
-static void move(Tensor *t, int sample, int row, int column, size_t size) {
-    if (t->at) t->at = (char *)at(t, sample, 0, row, size) + column * size;
+static void move(Tensor *t, int sample, int head, int row, int column, size_t size) {
+    if (t->at) t->at = (char *)at(t, sample, head, row, size) + column * size;
 }
 
-/* The call for one of its parts alone, now the first sample. */
+/* The call for one of its parts alone, now the first sample and the first head. */
 static Call call_of(const Call *c, const Part *p) {
     Call one = *c;
-    int size = c->gemm ? 4 : 2, b = p->sample;
-    one.rows = p->rows, one.keys = p->keys, one.first_key = p->key;
-    move(&one.q, b, p->row, 0, size), move(&one.k, b, p->key, 0, size), move(&one.v, b, p->key, 0, size);
-    move(&one.out, b, p->row, 0, size), move(&one.raw, b, p->row, 0, 4), move(&one.spans, b, p->row, 0, 4);
-    move(&one.q_at, b, 0, p->row, 4), move(&one.k_at, b, 0, p->key, 4), move(&one.received, b, 0, p->key, 4);
-    move(&one.seen, b, 0, 0, 1), move(&one.bias, b, 0, 0, 4);
+    int size = c->gemm ? 4 : 2, b = p->sample, h = p->head, kv = h / c->group;
+    one.heads = p->heads, one.rows = p->rows, one.keys = p->keys, one.first_key = p->key;
+    move(&one.q, b, h, p->row, 0, size), move(&one.k, b, kv, p->key, 0, size), move(&one.v, b, kv, p->key, 0, size);
+    move(&one.out, b, h, p->row, 0, size), move(&one.raw, b, h, p->row, 0, 4), move(&one.spans, b, h, p->row, 0, 4);
+    move(&one.q_at, b, h, 0, p->row, 4), move(&one.k_at, b, h, 0, p->key, 4), move(&one.received, b, h, 0, p->key, 4);
+    move(&one.seen, b, h, 0, 0, 1), move(&one.bias, b, h, 0, 0, 4);
     if (one.sinks) one.sinks += b * one.sinks_sample;
     return one;
 }

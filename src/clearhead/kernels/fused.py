@@ -26,7 +26,7 @@ class _Tensor(ctypes.Structure):
 
 
 class _Part(ctypes.Structure):
-    _fields_ = tuple((name, c_int32) for name in ("sample", "row", "rows", "key", "keys"))
+    _fields_ = tuple((name, c_int32) for name in ("sample", "head", "heads", "row", "rows", "key", "keys"))
 
 
 _NUMBERS = ("heads", "group", "rows", "keys", "width", "value_width", "first_key")
@@ -191,14 +191,19 @@ class Pass:
             _library().rows(*self._with_room(call, parts, _library().room_for))
 
     def _together(self, tiles: Sequence[Tile]) -> Iterator[list[Tile]]:
-        """Tiles of the same heads that need nothing of their own, for one call; the others one by one."""
-        several: dict[int, list[Tile]] = {}
+        """Tiles that need nothing of their own, for one call; the others one by one.
+
+        Tiles of the same heads follow one another: their keys are still in the cache.
+        """
+        apart = self._score.bias is not None or self._visible.mask is not None
+        several: list[Tile] = []
         for tile in tiles:
-            if self._score.bias is not None or self._visible.mask is not None or tile.gaps:
+            if apart or tile.gaps:
                 yield [tile]
             else:
-                several.setdefault(tile.h.start, []).append(tile)
-        yield from several.values()
+                several.append(tile)
+        if several:
+            yield sorted(several, key=lambda tile: tile.h.start)
 
     def _with_room(self, call: _Call, parts: Any, need: Any) -> tuple[Any, Any, c_int64]:
         given = ctypes.byref(call), parts, c_int64(len(parts))
@@ -209,13 +214,12 @@ class Pass:
         return given
 
     def _call(self, tiles: list[Tile]) -> tuple[_Call, Any, list[Tensor | None]]:
-        """The call for some tiles of the same heads, its parts, and the tensors that must live as long."""
+        """The call for some tiles, its parts, and the tensors that must live as long."""
         tile, several = tiles[0], len(tiles) > 1
-        b, h, kv = 0 if several else tile.b.start, tile.h.start, tile.kv.start
+        b, h, kv = _begin(tiles)
         pairs = None if several else self._pairs(tile)
         bias, at_bias = (None, None) if several else self._bias(tile)
         call = _Call(
-            heads=tile.h.stop - h,
             q=self._q.part(b, h),
             k=self._k.part(b, kv),
             v=self._v.part(b, kv),
@@ -237,7 +241,7 @@ class Pass:
             step = self._sinks.stride(0) if self._sinks.shape[0] > 1 else 0
             call.sinks, call.n_sinks = self._sinks.data_ptr() + 8 * b * step, self._sinks.shape[1]
             call.sinks_sample = step
-        return call, _parts(tiles, b), [pairs, bias]
+        return call, _parts(tiles, b, h), [pairs, bias]
 
     def _pairs(self, tile: Tile) -> Tensor | None:
         """Which pairs are visible where spans do not say it, as bytes."""
@@ -263,14 +267,27 @@ class Pass:
         return found
 
 
-def _parts(tiles: list[Tile], b: int) -> Any:
-    """Rows and keys of tiles, sample by sample, these counted from `b`."""
+def _begin(tiles: list[Tile]) -> tuple[int, int, int]:
+    """The sample, the head and the key head that the parts of a call are counted from."""
+    tile, *others = tiles
+    return (0, 0, 0) if others else (tile.b.start, tile.h.start, tile.kv.start)
+
+
+def _parts(tiles: list[Tile], b: int, h: int) -> Any:
+    """Heads, rows and keys of tiles, sample by sample; samples and heads are counted from `b` and `h`."""
     found = [
-        _Part(sample - b, t.rows.start, t.rows.stop - t.rows.start, t.keys.start, t.keys.stop - t.keys.start)
-        for t in tiles
-        for sample in range(t.b.start, t.b.stop)
+        _Part(sample - b, *sides)
+        for tile in tiles
+        for sides in [(tile.h.start - h, *_sizes(tile))]
+        for sample in range(tile.b.start, tile.b.stop)
     ]
     return (_Part * len(found))(*found)
+
+
+def _sizes(tile: Tile) -> tuple[int, int, int, int, int]:
+    """How many heads, the first row and how many, the first key and how many."""
+    h, rows, keys = tile.h, tile.rows, tile.keys
+    return h.stop - h.start, rows.start, rows.stop - rows.start, keys.start, keys.stop - keys.start
 
 
 class Return(Pass):
@@ -295,8 +312,7 @@ class Return(Pass):
             by_diagonal = torch.zeros(self._along.shape)
         for together in self._together(tiles):
             call, parts, _held = self._call(together)
-            tile, b = together[0], 0 if len(together) > 1 else together[0].b.start
-            h, kv = tile.h.start, tile.kv.start
+            tile, (b, h, kv) = together[0], _begin(together)
             to = _Back(
                 lse=self._lse.part(b, h), q=self._to_q.part(b, h), k=self._to_k.part(b, kv), v=self._to_v.part(b, kv)
             )
