@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import clearhead
-from clearhead.cli import data, measures, models
+from clearhead.cli import data, measures, models, streams
 from clearhead.errors import ClearheadError
 
 app = typer.Typer(
@@ -59,27 +59,36 @@ def main(arguments: list[str] | None = None) -> None:
     # Before torch is imported: its threads then sleep while they wait for each other. By default they spin, and where
     # anything else is running on the same cores a training takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    streams.prepare()
     try:
-        results = app(arguments, standalone_mode=False)  # what the command returns, or the status it exits with
-        status = results if isinstance(results, int) else _print(results or [])  # some lines are made as they are asked
-    except ClearheadError as error:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except streams.ReaderGone:
+        status = 0
+    except streams.OutputError as error:
         status = _refuse(str(error))
-    except _UsageError as error:
-        status = _refuse(error.format_message())
-    except typer.Exit as ended:  # behind the last line of a command that makes them one by one
-        status = ended.exit_code
-    except typer.Abort:  # Ctrl-C, in some versions of typer
-        status = 130
     sys.exit(status)
 
 
-def _print(lines: Iterable[str]) -> int:
+def _run(arguments: list[str] | None) -> int:
     try:
-        for line in lines:
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough; the interpreter must not complain when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        results = app(arguments, standalone_mode=False)  # what the command returns, or the status it exits with
+        return results if isinstance(results, int) else _print(results or [])  # some lines are made as they are asked
+    except streams.OutputError:
+        raise
+    except ClearheadError as error:
+        return _refuse(str(error))
+    except _UsageError as error:
+        return _refuse(error.format_message())
+    except typer.Exit as ended:  # after the last line of a command that makes them one by one
+        return ended.exit_code
+    except typer.Abort:  # Ctrl-C, in some versions of typer
+        return 130
+
+
+def _print(lines: Iterable[str]) -> int:
+    for line in lines:
+        print(line)
     return 0
 
 
