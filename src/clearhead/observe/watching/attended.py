@@ -4,6 +4,7 @@ Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), masks and biases broadcastable to (B
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +16,22 @@ from clearhead.patterns import causal, everything
 
 Line = Literal["beginnings", "ends"]
 """What lines up where there are fewer queries than keys: PyTorch's `is_causal` means the beginnings."""
+
+
+FAR = 9000.0
+"""How far below the greatest number of its row one that is added to logits hides a key: a mask, and no bias.
+
+Masks are −1e4, −1e9 or the lowest number of their type. At −9000 a weight is exactly 0 beside any logits that differ by
+less than 8000, and a bias such as ALiBi comes as far only beyond 18,000 tokens.
+"""
+
+
+class ForeignMap(SoftmaxMap):
+    """The map of an attention that someone else computed."""
+
+    blank: Tensor | None = None
+    """Rows (B or 1, H or 1, Nq) all of whose keys a finite mask hides. Softmax ignores what all logits of a row share:
+    such a row attends, nearly uniformly, to what was meant to be hidden, and its keys count as visible."""
 
 
 def attention_map(
@@ -29,67 +46,124 @@ def attention_map(
     causal_from: Line | None = None,
     q_positions: Tensor | None = None,
     cross: bool = False,
-) -> SoftmaxMap:
-    """softmax(softcap(q · k · scale) + bias) over the keys that `mask` (True = may attend) and causality leave.
+) -> ForeignMap:
+    """softmax(softcap(q · k · scale) + bias) over the keys that `mask` and causality leave.
 
-    Distances are known where `q_positions` say in which key's slot each query stands, and else in self-attention of as
-    many queries as keys, or of a causal call.
+    The mask is as others give it: boolean (True = may attend), or added to the logits. Distances are known where
+    `q_positions` say in which key's slot each query stands, and else in self-attention of as many queries as keys, or
+    of a causal call.
     """
     n_queries, n_keys = q.shape[2], k.shape[2]
+    read = read_masks(mask, bias, beside_sinks=sinks is not None)
+    if read.top is not None:
+        q = q.masked_fill(_absorbed(read.top, q.dtype), 0)
     at_keys = None
     if causal_from == "beginnings" and n_queries != n_keys:
         q_positions = torch.arange(n_queries, device=q.device)[None, None]
     if q_positions is not None:
         at_keys = torch.arange(n_keys, device=q.device)[None, None]
     pattern = everything() if causal_from is None else causal()
-    see = Visible(pattern, n_queries, n_keys, q.device, mask, None, None, q_positions, at_keys)
-    score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, bias)
+    see = Visible(pattern, n_queries, n_keys, q.device, read.shown, None, None, q_positions, at_keys)
+    score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, read.bias)
     known = q_positions is not None or n_queries == n_keys or causal_from is not None
-    return SoftmaxMap(q, k, see, score, 4, distance=known and not cross, sinks=sinks)
+    A = ForeignMap(q, k, see, score, 4, distance=known and not cross, sinks=sinks)
+    A.blank = read.blank
+    return A
 
 
-def logits_map(logits: Tensor, cross: bool = False) -> SoftmaxMap:
+def logits_map(logits: Tensor, cross: bool = False) -> ForeignMap:
     """The map whose logits (B, H, Nq, Nk) somebody computed: queries without width, and the logits as a bias."""
     b, h, n_queries, n_keys = logits.shape
-    if logits.numel() and bool(logits.detach().amin() <= _hidden(logits.dtype)):
-        logits = logits.masked_fill(logits <= _hidden(logits.dtype), -math.inf)
     q, k = logits.new_zeros(b, h, n_queries, 1), logits.new_zeros(b, h, n_keys, 1)
-    return attention_map(q, k, scale=1.0, bias=logits, cross=cross)
+    return attention_map(q, k, scale=1.0, mask=logits, cross=cross)
 
 
-def read_mask(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """A mask as others give it, boolean (True = may attend) or added to the logits, as (boolean mask, bias).
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """What masks mean: which pairs they leave, True = may attend, what they add to these, and rows that are `blank`
+    (see `ForeignMap`), whose greatest number `top` is taken from what is added. None: nothing."""
 
-    Values at or near the lowest number of their type mean "hidden", as -inf does: whoever adds them means a mask.
+    shown: Tensor | None = None
+    bias: Tensor | None = None
+    blank: Tensor | None = None
+    top: Tensor | None = None
+
+
+def read_masks(mask: Tensor | None, bias: Tensor | None = None, *, beside_sinks: bool = False) -> Masks:
+    """What a mask as others give it, boolean (True = may attend) or added to the logits, and a bias mean together.
+
+    A number hides its key where it lies `FAR` or more below the greatest of its row, or is −inf. Beside learned sinks,
+    to which nothing is added, a row always has a 0.
     """
-    if mask is None:
-        return None, None
-    mask = _unexpanded(four(mask))
-    if not mask.is_floating_point():
-        return mask.bool(), None
-    shown = mask > _hidden(mask.dtype)
-    if bool(((mask == 0) | ~shown).all()):
-        return (None if bool(shown.all()) else shown), None
-    return (None if bool(shown.all()) else shown), mask.masked_fill(~shown, 0)
+    shown = None
+    if mask is not None:
+        mask = _unexpanded(four(mask))
+        if mask.is_floating_point():
+            bias = mask if bias is None else mask + bias
+        else:
+            shown = mask.bool()
+    if bias is None:
+        return Masks(shown)
+    added = _unexpanded(four(bias))
+    if not added.numel():
+        return Masks(shown, added)
+    if shown is not None:
+        added = added.masked_fill(~shown, -math.inf)
+    elif _narrow(added):
+        return Masks(bias=added)
+    return _split(added, beside_sinks)
 
 
-def last_visible(mask: Tensor) -> Tensor:
+def _narrow(added: Tensor) -> bool:
+    """Do all numbers lie so close together, and so high, that none hides anything?"""
+    low, high = (float(x) for x in added.detach().aminmax())
+    return high - low < FAR and low > -FAR
+
+
+def _split(added: Tensor, beside_sinks: bool) -> Masks:
+    """Added numbers as those that hide their key and those that are a bias."""
+    still = added.detach()
+    top = still.amax(-1, keepdim=True)
+    top = top.clamp(min=0) if beside_sinks else top
+    hidden = (still - top <= -FAR) | (still == -math.inf)
+    blank = (top <= -FAR) & (top > -math.inf)
+    some = bool(blank.any())
+    if some:
+        added = torch.where(blank, added - top, added)
+    bias = added.masked_fill(hidden, 0)
+    return Masks(
+        None if not bool(hidden.any()) else ~hidden,
+        None if not bool(bias.detach().any()) else bias,
+        blank[..., 0] if some else None,
+        top if some else None,
+    )
+
+
+def _absorbed(top: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a number is so great that logits added to it are lost in rounding, (B or 1, H or 1, Nq, 1)."""
+    return (top <= -FAR) & (top.double() * torch.finfo(dtype).eps <= -1)
+
+
+def last_visible(shown: Tensor) -> Tensor:
     """The slot of the last key that each query may see, (B, 1, Nq): its own, in causal attention."""
-    seen = mask.any(1, keepdim=True)
-    n_keys = seen.shape[-1]
-    at = torch.arange(n_keys, device=mask.device)
+    seen = shown.any(1, keepdim=True)
+    at = torch.arange(seen.shape[-1], device=shown.device)
     return at.expand(seen.shape).masked_fill(~seen, 0).amax(-1)
 
 
 def padding(A: SoftmaxMap, cross: bool) -> Tensor | None:
-    """Which queries are padding, (B or 1, Nq): in self-attention those whose own key nobody sees. None: none is."""
-    see = A.visible
+    """Which queries are padding, (B or 1, Nq): in self-attention those whose own key nobody sees. None: none is.
+
+    What a blank row sees by rounding alone does not count.
+    """
+    see, blank = A.visible, A.blank if isinstance(A, ForeignMap) else None
     if cross or see.n_queries != see.n_keys:
         return None
     if see.k_lengths is not None and see.q_lengths is None:  # keys alone: the queries have rows
         hidden = torch.arange(see.n_keys, device=see.device) >= see.k_lengths[:, None]
     elif see.mask is not None and see.mask.shape[-1] == see.n_keys:
-        hidden = ~see.mask.any(2).any(1)
+        seen = see.mask if blank is None else see.mask & ~blank[..., None]
+        hidden = ~seen.any(2).any(1)
     else:
         return None
     return hidden if bool(hidden.any()) else None
@@ -116,7 +190,3 @@ def _unexpanded(x: Tensor) -> Tensor:
         if x.shape[axis] > 1 and x.stride(axis) == 0:
             x = x.narrow(axis, 0, 1)
     return x
-
-
-def _hidden(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).min / 2

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from torch.utils.weak import WeakIdKeyDictionary
 
 from clearhead.maps import is_applying
-from clearhead.observe.watching.attended import Line, attention_map, four, logits_map, read_mask
+from clearhead.observe.watching.attended import Line, attention_map, four, logits_map
 from clearhead.observe.watching.compiled import FLEX
 from clearhead.observe.watching.frames import says_cross
 from clearhead.observe.watching.torch_modules import of_multi_head_attention_forward
@@ -136,11 +136,10 @@ class Functions(TorchFunctionMode):
             causal_from: Line | None = "beginnings" if call["is_causal"] else None
             frame = self._watch.frame
             with self._watch.looking():
-                mask, bias = read_mask(call["attn_mask"])
                 q, k = _same_samples(four_heads(q), four_heads(k))
                 A = attention_map(
                     q, k,
-                    scale=call["scale"], mask=mask, bias=bias, causal_from=causal_from, cross=says_cross(frame.path),
+                    scale=call["scale"], mask=call["attn_mask"], causal_from=causal_from, cross=says_cross(frame.path),
                 )  # fmt: skip
             self._watch.record(A, "scaled_dot_product_attention", says_cross(frame.path), given=(q, k))
             self._watch.give(frame.path, out, four_heads)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.maps import SoftmaxMap
-from clearhead.observe.watching.attended import attention_map, four, last_visible, read_mask
+from clearhead.observe.watching.attended import attention_map, four, last_visible, read_masks
 from clearhead.observe.watching.frames import says_cross
 
 _KNOWN = ("eager", "sdpa", "flex_attention")
@@ -97,7 +97,7 @@ class _Wrapped:
             path = watch.path_of(call.module)
             if watch.frame is None or path is None or not watch.wants(path):
                 return result
-            with torch.set_grad_enabled(watch.grad and torch.is_grad_enabled()):
+            with watch.looking():
                 cross, why = call.cross(path), call.unseen()
                 A = None if why else call.map(cross)
                 if A is not None and not call.options.get("dropout") and not call.explains(A, result[0]):
@@ -167,20 +167,17 @@ class _Asked:
         return b * h * self.q.shape[2] * self.k.shape[2]
 
     def map(self, cross: bool) -> SoftmaxMap:
-        mask, bias = self._mask()
-        more, n_keys = self.options.get("position_bias"), self.k.shape[2]
-        if more is not None:
-            more = four(more)[..., :n_keys]
-            bias = more if bias is None else bias + more
-        n_queries = self.q.shape[2]
+        mask, n_queries, n_keys = self._mask(), self.q.shape[2], self.k.shape[2]
+        bias = self.options.get("position_bias")
         causal = self.options.get("is_causal")
         causal = getattr(self.module, "is_causal", True) if causal is None else causal
-        flagged = self.how == "sdpa" and self.given is None and n_queries > 1 and causal
+        flagged = self.how == "sdpa" and mask is None and n_queries > 1 and causal
         at = None
         if n_queries != n_keys and not cross and not flagged:
-            if mask is not None and causal:
-                at = last_visible(mask)
-            elif mask is None and n_queries == 1:
+            shown = read_masks(mask).shown
+            if shown is not None and causal:
+                at = last_visible(shown)
+            elif shown is None and n_queries == 1:
                 at = torch.full((1, 1, 1), n_keys - 1, device=self.q.device)
         return attention_map(
             self.q,
@@ -188,22 +185,22 @@ class _Asked:
             scale=self.options.get("scaling"),
             softcap=self.options.get("softcap"),
             mask=mask,
-            bias=bias,
+            bias=None if bias is None else four(bias)[..., :n_keys],
             sinks=self.options.get("s_aux"),
             causal_from="beginnings" if flagged else None,
             q_positions=at,
             cross=cross,
         )
 
-    def _mask(self) -> tuple[Tensor | None, Tensor | None]:
+    def _mask(self) -> Tensor | None:
         if self.given is None:
-            return None, None
+            return None
         if isinstance(self.given, Tensor):
-            return read_mask(four(self.given)[..., : self.k.shape[2]])
+            return four(self.given)[..., : self.k.shape[2]]
         b, h = (torch.arange(n, device=self.q.device) for n in self.given.shape[:2])
         q, k = (torch.arange(x.shape[2], device=self.q.device) for x in (self.q, self.k))
         seen = self.given.mask_mod(b[:, None, None, None], h[:, None, None], q[:, None], k)
-        return seen.expand(len(b), len(h), len(q), len(k)), None
+        return seen.expand(len(b), len(h), len(q), len(k))
 
     def explains(self, A: SoftmaxMap, output: Tensor) -> bool:
         """Does the map give the output (B, Nq, H, Dv), in its last rows that see anything?

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearhead.maps import SoftmaxMap
-from clearhead.observe.watching.attended import attention_map, read_mask
+from clearhead.observe.watching.attended import attention_map, four
 
 _FORWARDS = (nn.MultiheadAttention.forward, nn.TransformerEncoderLayer.forward, nn.TransformerEncoder.forward)
 
@@ -177,22 +177,16 @@ def _heads(x: Tensor, heads: int, batch_first: bool, batched: bool) -> Tensor:
 
 
 def _masks(call: dict[str, Any], samples: int, heads: int) -> tuple[Tensor | None, Tensor | None]:
-    """As (boolean mask, bias). PyTorch's booleans are True where a key is hidden."""
-    mask, bias = _read(call["attn_mask"])
-    if mask is not None and mask.shape[0] == 1 and mask.shape[1] == samples * heads:
-        mask = mask.unflatten(1, (samples, heads))[0]
-    if bias is not None and bias.shape[1] == samples * heads:
-        bias = bias.unflatten(1, (samples, heads))[0]
-    padding = call["key_padding_mask"]
+    """As (boolean mask, numbers that are added). PyTorch's booleans are True where a key is hidden."""
+    mask, padding = call["attn_mask"], call["key_padding_mask"]
+    if mask is not None and mask.dim() == 3:
+        mask = mask.unflatten(0, (samples, heads))
     if padding is not None:
-        shown, more = _read(padding.reshape(-1, 1, 1, padding.shape[-1]))
-        mask = shown if mask is None else mask if shown is None else mask & shown
-        bias = more if bias is None else bias if more is None else bias + more
-    return mask, bias
-
-
-def _read(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    return read_mask(~mask if mask is not None and mask.dtype == torch.bool else mask)
+        padding = padding.reshape(-1, 1, 1, padding.shape[-1])
+    given = [four(x) for x in (mask, padding) if x is not None]
+    shown = [~x for x in given if x.dtype == torch.bool]
+    added = [x for x in given if x.dtype != torch.bool]
+    return (shown[0] & shown[-1] if shown else None), (sum(added[1:], added[0]) if added else None)
 
 
 def _with_more_keys(k: Tensor, call: dict[str, Any], heads: int) -> tuple[Tensor, int]:
