@@ -7,57 +7,11 @@ import textwrap
 import pytest
 import torch
 
-from clearhead.errors import ConfigError, DataError, RunError
+from clearhead.errors import ConfigError, RunError
 from clearhead.train import checkpoints, load
 from clearhead.train.folder import FORMAT, RunFolder, write_atomically, write_text
+from clearhead.train.starting import begun
 from tiny_task import small
-
-
-def test_a_run_is_never_overwritten_silently(tmp_path):
-    run = RunFolder(tmp_path / "g2p")
-    with run.begun():
-        run.write_config(small())
-    with (
-        pytest.raises(
-            RunError, match="g2p exists: go on with --resume, choose another --name, or replace it by --over"
-        ),
-        run.begun(),
-    ):
-        pass
-    run.model.write_text("old")
-    with run.begun(overwrite=True):
-        assert not run.model.exists()
-        run.write_config(small())
-    assert not run.model.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["g2p"]
-
-
-@pytest.mark.parametrize("error", [DataError("nothing to learn from"), KeyboardInterrupt()])
-def test_an_older_run_comes_back_if_none_takes_its_place(error, tmp_path):
-    run = RunFolder(tmp_path / "g2p")
-    with run.begun():
-        run.write_config(small())
-    run.model.write_text("old")
-
-    def begin():
-        with run.begun(overwrite=True):
-            run.write_config(small("seed=7"))
-            raise error
-
-    with pytest.raises(type(error)):
-        begin()
-    assert run.model.read_text() == "old"
-    assert run.read_config() == small()
-    assert [path.name for path in tmp_path.iterdir()] == ["g2p"]
-
-
-def test_what_is_no_run_is_not_removed(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="is no run folder"), RunFolder(tmp_path).begun(overwrite=True):
-        pass
-    with pytest.raises(RunError, match="cannot make"), RunFolder(tmp_path / "thesis.tex" / "run").begun():
-        pass
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_the_configuration_comes_back_with_its_format(tmp_path):
@@ -86,8 +40,8 @@ def test_a_folder_that_cannot_be_used_says_why(content, error, message, tmp_path
 
 
 def test_a_missing_run_names_those_that_are_there(tmp_path):
-    with RunFolder(tmp_path / "first").begun():
-        RunFolder(tmp_path / "first").write_config(small())
+    with begun(RunFolder(tmp_path / "first")) as first:
+        first.write_config(small())
     with pytest.raises(RunError, match=r"frist does not exist: .* \(runs here: .*first\)"):
         load(tmp_path / "frist")
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from clearhead.errors import ConfigError
 from clearhead.train import Interrupted, checkpoints, load, read_config, train
 from clearhead.train.folder import RunFolder
+from clearhead.train.starting import begun
 from tiny_task import SMALL, at_batch, small
 
 TINY = Path(__file__).with_name("tiny_task.py")
@@ -110,8 +111,8 @@ def test_a_run_stopped_after_its_last_step_is_finished_by_resuming(tmp_path, mon
 
 def test_resuming_does_not_change_the_configuration(tmp_path):
     run = RunFolder(tmp_path / "run")
-    with run.begun():
-        run.write_config(small())
+    with begun(run) as new:
+        new.write_config(small())
     with pytest.raises(ConfigError, match="differs from what is asked for, and --resume cannot change it"):
         train(small("model.layers=2"), name="run", runs=tmp_path, resume=True)
     with pytest.raises(ConfigError, match="--resume cannot change it"):

@@ -14,9 +14,7 @@ runs/g2p/
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,46 +50,16 @@ class RunFolder:
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
-    @contextmanager
-    def begun(self, overwrite: bool = False) -> Iterator[None]:
-        """A block that begins a run in this folder; with `overwrite`, in the place of an older one.
+    def beside(self, what: str) -> Path:
+        """A hidden place in the same folder, such as runs/.NAME.lock: see `clearhead.train.starting`."""
+        return self.path.with_name(f".{self.path.name}.{what}")
 
-        The folder is gone again where the block finds that nothing can be learnt. The older run is removed at its end,
-        and comes back if it does not get there. Raises RunError when something is there already: a run without
-        `overwrite`, or whatever is no run.
-        """
-        older = self._set_aside(overwrite)
+    def is_run(self) -> bool:
+        """Return whether a run of `clearhead train` is here, of whatever version."""
         try:
-            self._make()
-            yield
-        except BaseException as error:
-            if older is not None or isinstance(error, ClearheadError):
-                shutil.rmtree(self.path, ignore_errors=True)
-            if older is not None:
-                older.rename(self.path)
-            raise
-        if older is not None:
-            shutil.rmtree(older)
-
-    def _set_aside(self, overwrite: bool) -> Path | None:
-        """Where an older run now is; None: there was none."""
-        if not (self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))):
-            return None
-        if not self.config.exists():
-            raise RunError(f"{self.path} exists and is no run folder: choose another --name")
-        if not overwrite:
-            raise RunError(
-                f"{self.path} exists: go on with --resume, choose another --name, or replace it by --overwrite"
-            )
-        older = self.path.with_name(f".{self.path.name}.older")
-        shutil.rmtree(older, ignore_errors=True)  # of a start that was killed
-        return self.path.rename(older)
-
-    def _make(self) -> None:
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make {self.path}: {error.strerror}") from None
+            return isinstance(_version(self.config.read_text(encoding="utf-8"))[0], int)
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def write_config(self, config: Config) -> None:
         write_text(self.config, to_yaml(config, format=FORMAT))
@@ -132,7 +100,9 @@ class RunFolder:
 
     def _others(self) -> str:
         parent = self.path.parent
-        runs = sorted(str(other.parent) for other in parent.glob("*/config.yaml")) if parent.is_dir() else []
+        if self.beside("older").exists():
+            return f"; {self.beside('older')} is what a killed --overwrite left of it: move it back"
+        runs = sorted(str(other.parent) for other in parent.glob("[!.]*/config.yaml")) if parent.is_dir() else []
         return f" (runs here: {', '.join(runs[:8])})" if runs else ""
 
 
@@ -166,7 +136,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _bring_to_disk(path.parent)
+        bring_to_disk(path.parent)
     except (OSError, RuntimeError) as error:  # torch and safetensors report a failed write as RuntimeError
         temporary.unlink(missing_ok=True)
         why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
@@ -176,7 +146,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
-def _bring_to_disk(folder: Path) -> None:
+def bring_to_disk(folder: Path) -> None:
     """A new name is only safe once its folder is on the disk, where the system can say so (not on Windows)."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 
 from clearhead.data import Batches, Examples
 from clearhead.errors import ConfigError, RunError
-from clearhead.train import checkpoints, parts, precision
+from clearhead.train import checkpoints, parts, precision, starting
 from clearhead.train.config import TASKS, Config
 from clearhead.train.evaluation import Evaluation, validation_loss
 from clearhead.train.folder import RunFolder, write_text
@@ -31,6 +31,7 @@ from clearhead.train.report import write_report
 from clearhead.train.scores import Example, evaluate, examples, headline, judge_of
 from clearhead.train.settings import read_config
 from clearhead.train.snapshots import Snapshots, typical
+from clearhead.train.starting import folder_of, held
 from clearhead.train.task import Task
 
 Say = Callable[[str], None]
@@ -61,18 +62,24 @@ def train(
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     config = read_config(task, settings) if isinstance(task, str) else task
-    run, say = RunFolder(Path(runs) / (name or config.task)), say or _say
+    run, say = folder_of(runs, config.task if name is None else name), say or _say
     if not is_first():
         return _along(run, resume)
-    if resume:
-        config = _started(run, None if task in TASKS and not settings else config)
-        material = gather(config, say, run)
-    else:
-        with run.begun(overwrite):
-            run.write_config(config)
+    with held(run, say, resume):
+        if resume:
+            config = _started(run, None if task in TASKS and not settings else config)
             material = gather(config, say, run)
-    if begun:
-        begun(run.path)
+        else:
+            with starting.begun(run, overwrite) as new:
+                new.write_config(config)
+                material = gather(config, say, new)
+        if begun:
+            begun(run.path)
+        return _trained(run, config, material, resume, say)
+
+
+def _trained(run: RunFolder, config: Config, material: Material, resume: bool, say: Say) -> Model:
+    """The model of a run that has begun, at the end of its training."""
     if (scored := _with_judge(config, material)) != config:
         say(f"judged as {scored.score}: --set score=… says otherwise")
     model = _with_decisions(run, _new(scored, material), material.train, say)
