@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clearhead.errors import InputError, nearest
+from clearhead.errors import InputError
 from clearhead.observe.calls import Call
 from clearhead.observe.heads import summaries
 from clearhead.observe.health.rules import Finding
+from clearhead.observe.paths import module_at
 from clearhead.observe.projections import query_key
 
 
@@ -100,16 +101,6 @@ def _largest_logits(calls: Sequence[Call]) -> dict[str, list[float]]:
         sizes = [len(values) for values in largest.values()]
         largest = dict(zip(largest, together.cpu().split(sizes), strict=True))
     return {name: values.tolist() for name, values in largest.items()}
-
-
-def module_at(model: nn.Module, path: str) -> nn.Module:
-    """The module that a finding or a call names. Raises InputError for a path that does not exist."""
-    modules = dict(model.named_modules())
-    if path in modules:
-        return modules[path]
-    if path == type(model).__name__:  # how a model that attends itself is named
-        return model
-    raise InputError(f"{type(model).__name__} has no module {path!r}{nearest(path, modules)}")
 
 
 def entropy_floor(calls: Iterable[Call], floor: float = 0.1) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.observe.monitoring.monitor import AttentionMonitor
 from clearhead.observe.monitoring.record_file import RecordFile
+from clearhead.observe.paths import module_at
 
 
 class LightningAttentionMonitor(Callback):
@@ -36,9 +37,9 @@ class LightningAttentionMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:
-            model = pl_module.get_submodule(self.part)
-        except AttributeError:
-            raise InputError(f"part: {type(pl_module).__name__} has no module {self.part!r}") from None
+            model = module_at(pl_module, self.part)
+        except InputError as error:
+            raise InputError(f"part: {error}") from None
         options = {"log": _folder(trainer) / "metrics.jsonl", "tensorboard": _writer(trainer), **self.options}
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
         self.monitor = AttentionMonitor(model, every=self.every, optimizer=optimizer, **options)

@@ -29,6 +29,7 @@ from clearhead.observe.monitoring.alarms import Alarms, sentence
 from clearhead.observe.monitoring.digest import Digest, digests, merged
 from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.observe.monitoring.tensorboard import TensorBoard
+from clearhead.observe.paths import module_at, unwrapped
 from clearhead.observe.watching.watch import Watch, watch
 
 STATISTICS = ("entropy", "normalized_entropy", "sink", "max_logit", "max_weight", "distance")
@@ -92,7 +93,7 @@ class AttentionMonitor:
         for name in statistics:
             if name not in NAMES:
                 raise InputError(f"statistics: there is no {name!r} to record{nearest(name, NAMES)}")
-        self.model = getattr(model, "module", model) if _is_parallel(model) else model
+        self.model = unwrapped(model)
         self.every, self.statistics, self.rules, self.remedies = every, tuple(statistics), rules, tuple(remedies)
         self.optimizer = optimizer
         self.findings: list[Finding] = []
@@ -164,13 +165,7 @@ class AttentionMonitor:
     def measure_norms(self) -> None:
         """Take the norms of weights and gradients now, rather than at the end: gradients may be clipped until then."""
         if self._seen is not None and self._norms is None:
-            itself = type(self.model).__name__  # how a model that attends itself is named
-            self._norms = _norms(
-                {
-                    path: self.model if path == itself else self.model.get_submodule(path)
-                    for path in dict.fromkeys(call.name for call in self._seen.calls)
-                }
-            )
+            self._norms = _norms({path: module_at(self.model, path) for path in self._seen.names})
 
     def finish(self, numbers: Mapping[str, Any] | None = None) -> None:
         """End the step: reduce what was seen, judge it, act, and write it down, with `numbers` from outside."""
@@ -253,10 +248,6 @@ class AttentionMonitor:
 
 def _place(each: Digest) -> tuple[str, int]:
     return each.heads.call.name, each.heads.call.turn
-
-
-def _is_parallel(model: nn.Module) -> bool:
-    return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
 
 
 def _over_processes(mine: Any) -> list[Any]:

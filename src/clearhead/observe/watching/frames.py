@@ -17,6 +17,8 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from clearhead.observe.paths import paths_of
+
 
 @dataclass(eq=False)
 class Pass:
@@ -71,9 +73,7 @@ class Frames:
         changed: Callable[[], None],
         done: Callable[[Frame, Any, Any, Any], None],
     ) -> None:
-        self.paths: dict[nn.Module, str] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            self.paths.setdefault(module, path)
+        self.paths = paths_of(model)
         self._follows, self._changed, self._done = follows, changed, done
         self._thread, self._lock = threading.local(), threading.Lock()
         self._handles: list[Any] = []
@@ -95,6 +95,11 @@ class Frames:
         """The running module of this thread; None after the end, which may come from another thread."""
         return self.stack[-1] if self._watching is not None and self.stack else None
 
+    @property
+    def passes(self) -> int:
+        """How many passes have begun."""
+        return self._steps
+
     def start(self) -> None:
         """Follow what runs from here on; this thread is the one that watches."""
         with self._lock:
@@ -107,18 +112,24 @@ class Frames:
             self._watching = None
             self._remove()
 
-    def leave(self) -> None:
-        """Follow nothing while this thread runs what must not be followed; hooks are for all threads or for none."""
+    def leave(self) -> bool:
+        """Follow nothing while this thread runs what must not be followed; hooks are for all threads or for none.
+
+        Return whether it is the first thread to leave.
+        """
         with self._lock:
             self._away += 1
             self._remove()
+            return self._away == 1
 
-    def come_back(self) -> None:
-        """Undo `leave`."""
+    def come_back(self) -> bool:
+        """Undo `leave`. Return whether all threads are back, in time to go on."""
         with self._lock:
             self._away -= 1
-            if self._watching is not None and not self._away:
+            back = self._watching is not None and not self._away
+            if back:
                 self._install()
+            return back
 
     def _install(self) -> None:
         self._handles = [

@@ -66,7 +66,7 @@ class Functions(TorchFunctionMode):
     # when it is in force
 
     def active(self, on: bool) -> None:
-        """In force or not, from here on, in this thread. If another mode lies above, it only stops looking."""
+        """In force or not, from here on, in this thread. If another's mode lies above, it only stops looking."""
         aside = not on
         if self._thread.aside is aside:
             return
@@ -74,8 +74,8 @@ class Functions(TorchFunctionMode):
         stack = _get_current_function_mode_stack()
         if on and self not in stack:
             _push_mode(self)
-        elif not on and stack and stack[-1] is self:
-            _pop_mode()
+        elif not on and self in stack and all(isinstance(mode, Functions) for mode in stack[stack.index(self) :]):
+            self.take_out()
 
     def take_out(self) -> int:
         """Take the mode away from wherever it lies among other modes; returns how many lay above it, or -1."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clearhead.maps import SoftmaxMap
 from clearhead.observe.watching.attended import attention_map, four, last_visible, read_masks
 from clearhead.observe.watching.frames import says_cross
+from clearhead.observe.watching.replacing import replaced
 
 _KNOWN = ("eager", "sdpa", "flex_attention")
 _OURS = __name__.partition(".")[0]
@@ -32,22 +33,20 @@ def interface_of(watch: Any) -> Iterator[None]:
     """Within the block, what models get from their attention interface tells `watch`."""
     from transformers.modeling_utils import AttentionInterface
 
-    given = AttentionInterface.get_interface
+    def wrap(given: Callable[..., Any]) -> Callable[..., Any]:
+        def get_interface(self: Any, attn_implementation: Any, default: Callable[..., Any]) -> Callable[..., Any]:
+            attend = given(self, attn_implementation, default)
+            name = attn_implementation or "eager"
+            if _OPAQUE in name:
+                return _Opaque(watch, attend, name)
+            if name == _OURS:
+                return _Own(watch, attend)
+            return _Wrapped(watch, attend, name) if name in _KNOWN else attend
 
-    def get_interface(self: Any, attn_implementation: Any, default: Callable[..., Any]) -> Callable[..., Any]:
-        attend = given(self, attn_implementation, default)
-        name = attn_implementation or "eager"
-        if _OPAQUE in name:
-            return _Opaque(watch, attend, name)
-        if name == _OURS:
-            return _Own(watch, attend)
-        return _Wrapped(watch, attend, name) if name in _KNOWN else attend
+        return get_interface
 
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
-    try:
+    with replaced(AttentionInterface, "get_interface", wrap):
         yield
-    finally:
-        AttentionInterface.get_interface = given  # type: ignore[method-assign]
 
 
 class _Opaque:

@@ -30,8 +30,9 @@ from clearhead.errors import InputError, nearest
 from clearhead.kernels import Statistics
 from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
 from clearhead.observe.calls import Call, Seen, by_pass, under
+from clearhead.observe.paths import paths_of, shown
 from clearhead.observe.watching.attended import padding, received_from
-from clearhead.observe.watching.compiled import compiled_code_apart
+from clearhead.observe.watching.compiled import REASON, compiled_code_apart
 from clearhead.observe.watching.faults import Given, brought
 from clearhead.observe.watching.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.watching.functions import Functions
@@ -92,9 +93,9 @@ def watch(
         raise InputError(f"seed is {seed!r}; it must be a whole number")
     chosen = (layers,) if isinstance(layers, str) else layers
     for pattern in chosen or ():
-        paths = [path for path, _ in model.named_modules()]
+        paths = [*paths_of(model).values()]
         if not any(_matches(path, pattern) for path in paths):
-            raise InputError(f"layers: {type(model).__name__} has no module {pattern!r}{nearest(pattern, paths)}")
+            raise InputError(f"layers: {shown(model, '')} has no module {pattern!r}{nearest(pattern, paths)}")
     return Watch(model, statistics, rows, samples, chosen, keep_maps, grad, compiled, seed)
 
 
@@ -125,20 +126,27 @@ class Watch(AbstractContextManager[Seen]):
         self._seed, self._lock = seed, Lock()
         # .above: what to put back in a thread that runs compiled code; .asked: by whom our maps are applied
         self._thread = local()
-        self._block = ExitStack()
+        self._block = self._interface = ExitStack()
+        self._elsewhere = False  # did compiled code run that may have called the model, unseen
 
     def __enter__(self) -> Seen:
         self._block = ExitStack()
-        if "transformers.modeling_utils" in sys.modules:
-            from clearhead.observe.watching.hugging_face import interface_of
-
-            self._block.enter_context(interface_of(self))
+        self._ask_interface()
+        self._block.callback(lambda: self._interface.close())
         self._block.enter_context(observing(self._applied))
         self._block.enter_context(compiled_code_apart(self.model, self._eager, self))
         self._frames.start()
         self._block.callback(self._functions.take_out)
         self._block.callback(self._frames.end)
         return self.seen
+
+    def _ask_interface(self) -> None:
+        """Wrap what Hugging Face models get from their interface."""
+        self._interface = ExitStack()
+        if "transformers.modeling_utils" in sys.modules:
+            from clearhead.observe.watching.hugging_face import interface_of
+
+            self._interface.enter_context(interface_of(self))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,6 +155,8 @@ class Watch(AbstractContextManager[Seen]):
         if self._frames.elsewhere:
             with self._lock:
                 self.seen.calls = by_pass(self.seen.calls, self._frames.elsewhere)
+        if self._elsewhere and not self._frames.passes:
+            self.cannot_see("", REASON)
 
     # who is running
 
@@ -176,8 +186,8 @@ class Watch(AbstractContextManager[Seen]):
 
     @property
     def frame(self) -> Frame | None:
-        """The running module of the watched model, or None outside of it and in a recomputation."""
-        return None if recomputing() else self._frames.top
+        """The running module of the watched model; None outside of it, in a recomputation, and in compiled code."""
+        return None if recomputing() or self._is_away else self._frames.top
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -197,21 +207,41 @@ class Watch(AbstractContextManager[Seen]):
         with self.hidden(), torch.set_grad_enabled(graded), apart:
             yield
 
-    def go_away(self, why: str) -> None:
-        """Compiled code begins to run in this thread: follow nothing until its end. `why` nothing is seen of it."""
-        top = self._frames.top
-        if top is not None and getattr(self._thread, "above", None) is None:
+    @property
+    def _is_away(self) -> bool:
+        return getattr(self._thread, "above", None) is not None
+
+    def go_away(self, why: str, module: nn.Module | None) -> None:
+        """Compiled code begins to run in this thread: follow nothing until its end. `why` nothing is seen of it.
+
+        `module`: whose code it is, if it is that of a module.
+        """
+        if self._is_away:
+            return
+        top, path = self._frames.top, self._path_in(module)
+        if top is not None:
             top.compiled = why
-            self._frames.leave()
-            self._thread.above = self._functions.take_out()
+        elif path is not None:
+            self.cannot_see(path, why)
+        else:
+            self._elsewhere = True
+        if self._frames.leave():
+            self._interface.close()
+        self._thread.above = self._functions.take_out()
 
     def come_back(self) -> None:
         """Compiled code has ended."""
-        above = getattr(self._thread, "above", None)
-        if above is not None:
+        if self._is_away:
+            self._functions.put_back(self._thread.above)
             self._thread.above = None
-            self._frames.come_back()
-            self._functions.put_back(above)
+            if self._frames.come_back():
+                self._ask_interface()
+
+    def _path_in(self, module: nn.Module | None) -> str | None:
+        """Return the path of a module; "", the whole, for one that holds the model; None: it is no part of it."""
+        if module is None or module in self._frames.paths:
+            return None if module is None else self._frames.paths[module]
+        return "" if any(part in self._frames.paths for part in module.modules()) else None
 
     # what they do
 
@@ -336,7 +366,7 @@ class Watch(AbstractContextManager[Seen]):
         return torch.randperm(size, generator=generator)[:count].sort().values
 
     def _shown(self, name: str) -> str:
-        return name or type(self.model).__name__
+        return shown(self.model, name)
 
 
 def _as_is(x: Tensor) -> Tensor:
