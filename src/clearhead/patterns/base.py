@@ -129,9 +129,14 @@ def _whole_numbers(x: object) -> bool:
 
 
 def whole(pattern: str, argument: str, value: object, least: int) -> None:
-    """Raise InputError unless `value` is a whole number of at least `least`."""
+    """Raise InputError unless `value` is a whole number of at least `least`, and can be added to a position."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{pattern}: {argument} is {value!r}; it must be a whole number of at least {least}")
+    if value > _MOST:
+        raise InputError(f"{pattern}: {argument} is greater than 2**62, beyond all positions; write a smaller number")
+
+
+_MOST = 2**62
 
 
 def verdict(some: Tensor, all_: Tensor) -> Tensor:

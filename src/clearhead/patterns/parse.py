@@ -62,9 +62,16 @@ _Leaf = Callable[[str, ast.Call, str], Pattern]
 def _read(text: str, leaf: _Leaf) -> Pattern:
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError):
-        raise InputError(f"{text!r} is not a pattern; write one as in 'causal() & window(256)'") from None
-    return _build(tree.body, text, leaf)
+        return _build(tree.body, _start(text), leaf)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: thousands of levels
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{_start(text)!r} is not a pattern; write one as in 'causal() & window(256)'") from None
+
+
+def _start(text: str) -> str:
+    """The text as messages show it, which need no more than its start."""
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _build(node: ast.expr, text: str, leaf: _Leaf) -> Pattern:
@@ -78,8 +85,8 @@ def _build(node: ast.expr, text: str, leaf: _Leaf) -> Pattern:
         case ast.Call(ast.Name(name), _, _):
             return leaf(name, node, text)
         case ast.Name(name):
-            raise InputError(f"pattern {text!r}: write {name}() with its parentheses")
-    raise InputError(f"pattern {text!r}: {ast.unparse(node)!r} is not allowed; compose shapes with &, | and ~")
+            raise InputError(f"pattern {text!r}: write {_start(name)}() with its parentheses")
+    raise InputError(f"pattern {text!r}: {_start(ast.unparse(node))!r} is not allowed; compose shapes with &, | and ~")
 
 
 def _shape(name: str, call: ast.Call, text: str) -> Pattern:
@@ -88,13 +95,14 @@ def _shape(name: str, call: ast.Call, text: str) -> Pattern:
             f"pattern {text!r}: {name} holds tensors, which text cannot; write it in Python, as ch.{name}(…)"
         )
     if name not in _SHAPES:
-        raise InputError(f"pattern {text!r}: unknown shape {name!r}{_alike(name)}")
+        raise InputError(f"pattern {text!r}: unknown shape {_start(name)!r}{_alike(_start(name))}")
     shape = _SHAPES[name]
     known = inspect.signature(shape).parameters
     for keyword in call.keywords:
         if keyword.arg not in known:
             raise InputError(
-                f"pattern {text!r}: {name} has no argument {keyword.arg!r}{nearest(keyword.arg or '', known)}"
+                f"pattern {text!r}: {name} has no argument {_start(keyword.arg or '')!r}"
+                f"{nearest(_start(keyword.arg or ''), known)}"
             )
     try:
         arguments = [ast.literal_eval(argument) for argument in call.args]
@@ -103,7 +111,7 @@ def _shape(name: str, call: ast.Call, text: str) -> Pattern:
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"pattern {text!r}: {ast.unparse(call)} does not fit {name}'s arguments") from None
+        raise InputError(f"pattern {text!r}: {_start(ast.unparse(call))} does not fit {name}'s arguments") from None
 
 
 def _alike(name: str) -> str:

@@ -6,7 +6,19 @@ What a task needs differently from the defaults stands in `TASKS`.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
+
+from clearhead.errors import InputError, nearest
+from clearhead.patterns import parse
 
 
 class Section(BaseModel):
@@ -17,13 +29,14 @@ class Section(BaseModel):
 
 def _no_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is needed")
+        raise ValueError("must be a number")
     return value
 
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=2**53)]  # beyond which it would not be the same as a float
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_no_boolean)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_boolean)]
+NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_no_boolean)]
 
 
 class Duration(Section):
@@ -74,7 +87,16 @@ def _files(value: Any) -> Any:
 
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_files)] | None
-Column = Annotated[int, Field(strict=True, ge=1)] | Annotated[str, Field(min_length=1)] | None
+
+
+def _column(value: Any) -> Any:
+    named = isinstance(value, str) and value
+    if not (value is None or named or (type(value) is int and value >= 1)):
+        raise ValueError("write the name of a column, or its number from 1")
+    return value
+
+
+Column = Annotated[int | str | None, PlainValidator(_column)]
 
 
 class Data(Section):
@@ -149,7 +171,20 @@ class Network(Section):
             raise ValueError(f"num_heads ({self.num_heads}) must divide embed_dim ({self.embed_dim})")
         if self.num_heads % (self.kv_heads or self.num_heads):
             raise ValueError(f"kv_heads ({self.kv_heads}) must divide num_heads ({self.num_heads})")
+        if self.positions == "sinusoidal" and self.embed_dim % 2:
+            raise ValueError(f"embed_dim ({self.embed_dim}) must be even for sinusoidal positions")
+        if self.positions == "rotary" and self.embed_dim // self.num_heads % 2:
+            raise ValueError(f"embed_dim / num_heads ({self.embed_dim // self.num_heads}) must be even for rotary ones")
         return self
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_can_be_read(cls, pattern: str | None) -> str | None:
+        try:
+            _ = pattern is None or parse(pattern)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return pattern
 
 
 class Training(Section):
@@ -165,7 +200,7 @@ class Training(Section):
     warmup: Fraction = 0.05
     """The share of the training in which the learning rate rises to its peak."""
     decay: Literal["cosine", "linear"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: NotNegative = 0.01
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     label_smoothing: Fraction = 0.1
     clip: Positive = 1.0
@@ -215,14 +250,14 @@ class Decoding(Section):
     """How it predicts."""
 
     beam: Count = 4
-    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    length_penalty: NotNegative = 1.0
 
 
 class Config(Section):
     """All that determines a run."""
 
     task: str = "g2p"
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     score: Literal["auto", "exact", "pronunciation", "summary", "translation"] = "auto"
     """How predictions are judged: see `clearhead.train.judges`; auto: as the lengths of the texts suggest."""
     data: Data = Data()
@@ -230,6 +265,13 @@ class Config(Section):
     train: Training = Training()
     monitor: Monitoring = Monitoring()
     decode: Decoding = Decoding()
+
+    @field_validator("task")
+    @classmethod
+    def _is_known(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"must be {' or '.join(TASKS)}{nearest(task, TASKS)}")
+        return task
 
     @model_validator(mode="after")
     def _can_share(self) -> "Config":
