@@ -18,13 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from clearhead.data.tokens import Tokenizer
-from clearhead.errors import ClearheadError, RunError
+from clearhead.errors import ClearheadError, InputError, RunError
 from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.train.config import Config
-from clearhead.train.settings import from_yaml, to_yaml
+from clearhead.train.settings import from_tree, to_yaml
+from clearhead.train.trees import parse, read_text
 
 FORMAT = 1
 
@@ -66,18 +65,18 @@ class RunFolder:
 
     def read_config(self) -> Config:
         """The configuration of the run; raises RunError when there is no run, or one of a newer version."""
-        if not self.config.exists():
+        if not _there(self.config):
             there = "has no config.yaml" if self.path.exists() else "does not exist"
             raise RunError(f"{self.path} {there}: no run is there; make one with `clearhead train`{self._others()}")
-        text = self.config.read_text(encoding="utf-8")
-        version, rest = _version(text)
-        if not isinstance(version, int):
+        tree, lines = parse(read_text(self.config), str(self.config))
+        version = tree.pop("format", None) if isinstance(tree, dict) else None
+        if type(version) is not int:
             raise RunError(f"{self.config} does not say its format: it was not written by `clearhead train`")
         if version > FORMAT:
             raise RunError(
                 f"{self.path} was made by a newer Clearhead (format {version}, this one reads {FORMAT}): upgrade it"
             )
-        return from_yaml(rest, str(self.config))
+        return from_tree(tree, lines, str(self.config))
 
     def read_tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         """Those of the source and of the target; raises RunError when they are not there."""
@@ -86,7 +85,7 @@ class RunFolder:
                 raise RunError(f"{self.path} is half-written: {path.name} is missing; train it again with --overwrite")
         try:
             return Tokenizer.load(self.source), Tokenizer.load(self.target)
-        except ClearheadError as error:
+        except InputError as error:
             raise RunError(f"{self.path} is damaged: {error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -106,16 +105,12 @@ class RunFolder:
         return f" (runs here: {', '.join(runs[:8])})" if runs else ""
 
 
-def _version(text: str) -> tuple[object, str]:
-    """The format of a run's configuration, and the text without it."""
+def _there(path: Path) -> bool:
+    """Is this there? Raises RunError for a name that no file can have."""
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None, text
-    if not isinstance(tree, dict):
-        return None, text
-    version = tree.pop("format", None)
-    return version, yaml.safe_dump(tree, sort_keys=False)
+        return path.exists()
+    except OSError as error:
+        raise RunError(f"cannot read {path.parent}: {(error.strerror or str(error)).lower()}") from None
 
 
 def write_text(path: Path, text: str) -> None:

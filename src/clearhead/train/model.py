@@ -17,6 +17,7 @@ from clearhead.errors import ConfigError, InputError, RunError
 from clearhead.maps import AttentionMap, Softmax
 from clearhead.nn import Hypothesis, Seq2Seq, generate, maps
 from clearhead.patterns import parse
+from clearhead.train import sizes
 from clearhead.train.config import Config
 from clearhead.train.folder import RunFolder, write_atomically
 
@@ -36,10 +37,9 @@ class Prediction:
 def build(config: Config, source: Tokenizer, target: Tokenizer) -> Seq2Seq:
     """The network that a configuration describes, newly initialised from torch's global generator."""
     network = config.model
-    try:
-        mechanism = None if network.pattern is None else Softmax(parse(network.pattern))
-    except InputError as error:
-        raise ConfigError(f"model.pattern: {error}") from None
+    if (problem := sizes.of_weights(network, len(source), len(target))) is not None:
+        raise ConfigError(f"model: {problem}")
+    mechanism = None if network.pattern is None else Softmax(parse(network.pattern))
     return Seq2Seq(
         len(source),
         len(target),
@@ -128,6 +128,8 @@ class Model:
         beam = max(self.config.decode.beam, n_best) if beam is None else beam
         if not 1 <= n_best <= beam:
             raise InputError(f"n_best is {n_best} and beam {beam}: 1 <= n_best <= beam is needed")
+        if (problem := sizes.of_beam(beam, len(self.target_tokenizer))) is not None:
+            raise InputError(f"beam is {beam:,}: {problem}")
         check_texts(texts)
         tokens = self.source_tokenizer.encode(texts)
         rows = Ragged.of(check_lengths(texts, tokens, self.config.model.max_length, truncate, where))
@@ -178,6 +180,8 @@ class Model:
                 n_best=n_best,
             )
             for row, result in zip(rows.tolist(), results, strict=True):
+                if not result:
+                    raise RunError("the model's output is NaN: its weights are too large; train it anew")
                 found[row] = result
             start = stop
         return found
@@ -209,22 +213,59 @@ def load(path: str | Path) -> Model:
             f"`clearhead train {config.task} --name {folder.path.name} --resume`"
         )
     source, target = folder.read_tokenizers()
-    try:
-        with safe_open(folder.model, "pt") as file:
-            made_with = file.metadata() or {}
-    except Exception as error:
-        raise _damaged(folder, error) from None
+    made_with, shapes = _header(folder)
     for path_of, tokenizer in ((folder.source, source), (folder.target, target)):
         if made_with.get(path_of.stem, tokenizer.digest) != tokenizer.digest:
             raise RunError(f"{path_of} is not the tokenizer that this model was trained with, but that of another run")
     module = build(config, source, target)
+    _check_shapes(folder, module, shapes)
     try:
         load_model(module, folder.model)
-    except Exception as error:  # safetensors raises bare Exceptions, and torch RuntimeError for other shapes
-        raise _damaged(folder, error) from None
+    except Exception as error:  # safetensors raises bare Exceptions
+        raise _damaged(folder, _first_line(error)) from None
+    _check_finite(folder, module)
     return Model(module, source, target, config)
 
 
-def _damaged(folder: RunFolder, error: Exception) -> RunError:
-    problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _header(folder: RunFolder) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """What model.safetensors says about itself, and the shape of each of its tensors."""
+    try:
+        folder.model.open("rb").close()
+        with safe_open(folder.model, "pt") as file:
+            return file.metadata() or {}, {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises bare Exceptions
+        raise _damaged(folder, _first_line(error)) from None
+
+
+def _check_shapes(folder: RunFolder, module: Seq2Seq, shapes: dict[str, list[int]]) -> None:
+    """Raise RunError unless there is one tensor for each of the network's; what is tied is there once."""
+    names: dict[int, list[str]] = {}
+    for name, weight in module.state_dict().items():
+        names.setdefault(weight.data_ptr(), []).append(name)
+    known = {name: weight.shape for name, weight in module.state_dict().items()}
+    for name, shape in shapes.items():
+        if name not in known:
+            raise _damaged(folder, f"it holds {name!r}, which the network of {folder.config.name} does not have")
+        if tuple(shape) != tuple(known[name]):
+            wanted = f"{tuple(known[name])}, as {folder.config.name} and the tokenizers say"
+            raise _damaged(folder, f"{name} has shape {tuple(shape)}; expected {wanted}")
+    for tied in names.values():
+        if not shapes.keys() & set(tied):
+            raise _damaged(folder, f"{tied[0]} is missing")
+
+
+def _check_finite(folder: RunFolder, module: Seq2Seq) -> None:
+    for name, weight in module.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise RunError(
+                f"{folder.model}: {name} holds NaN or Inf: the training has diverged; train again with a lower "
+                "train.learning_rate"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _damaged(folder: RunFolder, problem: str) -> RunError:
     return RunError(f"{folder.model} is damaged: {problem}")

@@ -37,6 +37,19 @@ def too_large(config: Config) -> Problem | None:
     return None
 
 
+def of_weights(network: Network, source: int, target: int) -> str | None:
+    """What is to be said where the weights, for vocabularies of `source` and `target` tokens, do not fit; or None."""
+    needs = _FLOAT * weights(network, source, target)
+    return None if needs <= memory() else f"its weights need {_said(needs)}, and this machine has {_said(memory())}"
+
+
+def of_beam(beam: int, vocabulary: int) -> str | None:
+    """What is to be said where the scores of so many hypotheses do not fit; or None."""
+    needs = _FLOAT * beam * vocabulary
+    words = f"it needs {_said(needs)}, and this machine has {_said(memory())}: write a smaller number"
+    return None if needs <= memory() else words
+
+
 def weights(network: Network, source: int, target: int) -> int:
     """The weights of the network's matrices, for vocabularies of `source` and `target` tokens."""
     width, half = network.embed_dim, network.embed_dim * (network.kv_heads or network.num_heads) // network.num_heads
