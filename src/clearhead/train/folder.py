@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clearhead.data.tokens import Tokenizer
-from clearhead.errors import ClearheadError, InputError, RunError
+from clearhead.errors import ConfigError, InputError, RunError
 from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.train.config import Config
 from clearhead.train.settings import from_tree, to_yaml
@@ -56,8 +56,8 @@ class RunFolder:
     def is_run(self) -> bool:
         """Return whether a run of `clearhead train` is here, of whatever version."""
         try:
-            return isinstance(_version(self.config.read_text(encoding="utf-8"))[0], int)
-        except (OSError, UnicodeDecodeError):
+            return type(self._tree()[0]) is int
+        except ConfigError:
             return False
 
     def write_config(self, config: Config) -> None:
@@ -68,8 +68,7 @@ class RunFolder:
         if not _there(self.config):
             there = "has no config.yaml" if self.path.exists() else "does not exist"
             raise RunError(f"{self.path} {there}: no run is there; make one with `clearhead train`{self._others()}")
-        tree, lines = parse(read_text(self.config), str(self.config))
-        version = tree.pop("format", None) if isinstance(tree, dict) else None
+        version, tree, lines = self._tree()
         if type(version) is not int:
             raise RunError(f"{self.config} does not say its format: it was not written by `clearhead train`")
         if version > FORMAT:
@@ -77,6 +76,11 @@ class RunFolder:
                 f"{self.path} was made by a newer Clearhead (format {version}, this one reads {FORMAT}): upgrade it"
             )
         return from_tree(tree, lines, str(self.config))
+
+    def _tree(self) -> tuple[Any, Any, dict[str, int]]:
+        """The format of the configuration, what else is in it, and the line of each of its keys."""
+        tree, lines = parse(read_text(self.config), str(self.config))
+        return tree.pop("format", None) if isinstance(tree, dict) else None, tree, lines
 
     def read_tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         """Those of the source and of the target; raises RunError when they are not there."""
