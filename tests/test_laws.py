@@ -302,35 +302,70 @@ def test_what_is_not_seen_changes_nothing(problem):
             assert torch.equal(results[0][1], results[1][1])
 
 
+def spoilt(x, where, value):
+    """`x` (B, H, N, D) with `value` in tokens `where`, (B or 1, H or 1, N); as it is where that is None."""
+    return x.clone() if where is None else x.masked_fill(where[..., None], value)
+
+
+def holds_anything(problem, queries, keys):
+    """Tokens (B or 1, H or 1, N) that may hold NaN or Inf without any effect, on whatever is asked."""
+    for forced in (False, True):
+        with _forced(forced):
+            results = []
+            for value in (0.0, math.nan, math.inf):
+                q, k, v = (
+                    spoilt(problem.q, queries, value),
+                    spoilt(problem.k, keys, value),
+                    spoilt(problem.v, keys, value),
+                )
+                q, k, v = (x.requires_grad_() for x in (q, k, v))
+                A = make(problem, q=q, k=k)
+                out = A @ v
+                results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+                told, stats = A.apply(v, statistics=True)
+                results[-1] += (told, A.weights(), A.received(), A.top(2)[0])
+                results[-1] += tuple(x.statistics().entropy.nan_to_num(-1) for x in (A, A.detach()))
+                results[-1] += (stats.entropy.nan_to_num(-1), A.detach().received())
+            for other in results[1:]:
+                for a, b in zip(results[0], other, strict=True):
+                    assert torch.equal(a, b)
+
+
+def behind(lengths, n):
+    return None if lengths is None else (torch.arange(n) >= lengths[:, None])[:, None]
+
+
 @given(problems(dtypes=(torch.float32, torch.bfloat16)))
 def test_padding_may_hold_anything(problem):
     lengths = problem.call.get("lengths")
     if lengths is None:
         return
     q_len, k_len = lengths if isinstance(lengths, tuple) else (lengths, lengths)
+    holds_anything(problem, behind(q_len, problem.q.shape[2]), behind(k_len, problem.k.shape[2]))
 
-    def spoilt(x, n, value):
-        if n is None:
-            return x.clone()
-        return x.masked_fill((torch.arange(x.shape[2]) >= n[:, None])[:, None, :, None], value)
 
-    for forced in (False, True):
-        with _forced(forced):
-            results = []
-            for value in (0.0, math.nan, math.inf):
-                q, k, v = (
-                    spoilt(problem.q, q_len, value),
-                    spoilt(problem.k, k_len, value),
-                    spoilt(problem.v, k_len, value),
-                )
-                q, k, v = (x.requires_grad_() for x in (q, k, v))
-                A = make(problem, q=q, k=k)
-                out = A @ v
-                results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
-                results[-1] += (A.weights(), A.received(), A.top(2)[0], A.statistics().entropy.nan_to_num(-1))
-            for other in results[1:]:
-                for a, b in zip(results[0], other, strict=True):
-                    assert torch.equal(a, b)
+@given(problems(dtypes=(torch.float32, torch.bfloat16)), st.integers(0, 2**31))
+def test_what_a_mask_hides_from_all_may_hold_anything(problem, seed):
+    """Keys that it hides from every query of the heads they serve, and queries that it lets see no key."""
+    generator = torch.Generator().manual_seed(seed)
+    (b, h, nq, _), (kv, nk) = problem.q.shape, problem.k.shape[1:3]
+    heads = int(torch.randint(2, (), generator=generator))  # are heads told apart?
+    queries = torch.rand(b, h if heads else 1, nq, generator=generator) < 0.3
+    keys = torch.rand(b, kv if heads else 1, nk, generator=generator) < 0.3
+    hidden = queries[..., :, None] | keys.repeat_interleave(h // kv if heads else 1, 1)[..., None, :]
+    mask = problem.call.get("mask", torch.ones(1, 1, dtype=torch.bool))
+    problem.call["mask"] = mask & ~hidden
+    holds_anything(problem, queries, keys)
+
+
+@given(problems(dtypes=(torch.float32, torch.bfloat16), padding=False), st.booleans())
+def test_what_documents_leave_out_may_hold_anything(problem, alone):
+    ids, nq, nk = torch.tensor(IDS), problem.q.shape[2], problem.k.shape[2]
+    for name in ("q_positions", "k_positions"):
+        problem.call.pop(name, None)
+    out = torch.nn.functional.pad(ids < 0, (nq, 0), value=True)  # queries may stand before the first position
+    problem.pattern = ch.documents(ids) if alone else problem.pattern & ch.documents(ids)
+    holds_anything(problem, out[None, None, nk : nk + nq], (ids < 0)[None, None, :nk])
 
 
 # 5. gradients are those of the float64 computation

@@ -1,5 +1,6 @@
 """Kernels: how A v is computed. `stream` is the reference; every other one is an optimisation tested equal to it."""
 
+from clearhead.kernels.absent import absent, cleaned
 from clearhead.kernels.call import SMALL, Call, describe
 from clearhead.kernels.choose import OUTPUT_ALONE, Explanation, choose, explain, memory_budget
 from clearhead.kernels.flex import compiled_apart, flex_attend
@@ -9,7 +10,7 @@ from clearhead.kernels.score import ByDistance, Score, as_given, working_dtype
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
 from clearhead.kernels.tiles import Tile, tiles, whole
-from clearhead.kernels.visible import Visible, cleaned, cut
+from clearhead.kernels.visible import Visible, cut
 
 __all__ = [
     "OUTPUT_ALONE",
@@ -23,6 +24,7 @@ __all__ = [
     "Task",
     "Tile",
     "Visible",
+    "absent",
     "as_given",
     "choose",
     "cleaned",

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from clearhead.kernels.absent import absent, cleaned
 from clearhead.kernels.distances import bias_of
 from clearhead.kernels.score import Score, as_given
 from clearhead.kernels.tiles import whole
-from clearhead.kernels.visible import Visible, cleaned
+from clearhead.kernels.visible import Visible
 
 SHORT = 256
 """Keys up to which the fused backward pass on the CPU is faster in float32 than in half precision: 6 times at 32
@@ -21,16 +22,17 @@ keys, 1.1 times at 256, slower from 512 on (torch 2.13.0, with AMX)."""
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, dropout: float = 0.0) -> Tensor:
-    """The output alone. Padding may hold anything: it is cut off where no sample has tokens, else set to zero."""
-    if visible.unpadded:
+    """The output alone. What takes no part may hold anything: it is cut off where no sample has tokens, else set to
+    zero."""
+    if visible.unpadded and visible.mask is None and not visible.pattern.tensors():
         return _attended(q, k, v, visible, score, dropout)
     see, n_queries = visible.shortened() if score.bias is None else visible, visible.n_queries
     q, k, v = _first(q, see.n_queries), _first(k, see.n_keys), _first(v, see.n_keys)
-    q_padding, k_padding = see.padding()
-    k, v = cleaned(k, k_padding), cleaned(v, k_padding)
+    queries, keys = absent(see, k)
+    k, v = cleaned(k, keys), cleaned(v, keys)
     if q.requires_grad or k.requires_grad or v.requires_grad:  # what stands there would come back as a gradient
-        q = cleaned(q, q_padding)
-    out = cleaned(_attended(q, k, v, see, score, dropout), q_padding)
+        q = cleaned(q, queries)
+    out = cleaned(_attended(q, k, v, see, score, dropout), queries)
     return pad(out, (0, 0, 0, n_queries - see.n_queries)) if see.n_queries < n_queries else out
 
 

@@ -238,11 +238,6 @@ def cut(x: Tensor, *parts: slice) -> Tensor:
     return x
 
 
-def cleaned(x: Tensor, padding: Tensor | None) -> Tensor:
-    """`x` (B, H, N, D) with zeros in its padding, where anything may stand, NaN included."""
-    return x if padding is None else x.masked_fill(padding, 0)
-
-
 def _longest(lengths: Tensor | None, n: int) -> tuple[int, Tensor | None]:
     """How many of n tokens are real in some sample, and the lengths among these; None: all are, in every sample."""
     if lengths is None:

@@ -23,6 +23,7 @@ from clearhead.kernels import (
     Task,
     Tile,
     Visible,
+    absent,
     as_given,
     choose,
     cleaned,
@@ -67,11 +68,11 @@ class SoftmaxMap(AttentionMap):
         self.visible, self._score, self._distance = visible, score, distance
 
     def _clean(self) -> tuple[Tensor, Tensor]:
-        """Queries and keys without what stands in their padding; each use has an autograd graph of its own."""
+        """Queries and keys without those that take no part; each use has an autograd graph of its own."""
         if not (torch.is_grad_enabled() and (self._q.requires_grad or self._k.requires_grad)):
-            return self._q, self._k  # logits of padding are overwritten; only gradients would carry NaN out of it
-        q_padding, k_padding = self.visible.padding()
-        return cleaned(self._q, q_padding), cleaned(self._k, k_padding)
+            return self._q, self._k  # their logits are overwritten; only gradients would carry NaN out of them
+        queries, keys = absent(self.visible, self._k)
+        return cleaned(self._q, queries), cleaned(self._k, keys)
 
     def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
         """Which kernel computes this map's product with values of width `v_dim`, and why not each other one."""
@@ -93,8 +94,8 @@ class SoftmaxMap(AttentionMap):
         kernel = choose(self._call(v.shape[-1], dropout, statistics, v.requires_grad))
         if kernel in OUTPUT_ALONE:
             return OUTPUT_ALONE[kernel](self._q, self._k, v, see, self._score, dropout), None
-        q_padding, k_padding = see.padding()
-        q, k, v = cleaned(self._q, q_padding), cleaned(self._k, k_padding), cleaned(v, k_padding)
+        queries, keys = absent(see, self._k)
+        q, k, v = cleaned(self._q, queries), cleaned(self._k, keys), cleaned(v, keys)
         named = see.first_key() if statistics else None
         if kernel == "flex":
             out, raw = flex_attend(q, k, v, see, self._score, logsumexp=self._sinks is not None)
@@ -102,7 +103,7 @@ class SoftmaxMap(AttentionMap):
             out, raw, _ = run(q, k, v, self._task(see, self._score, named, dropout), kernel)
         if self._sinks is not None:
             out = (out * kept(raw[0], self._sinks)[..., None]).to(out.dtype)
-        out = cleaned(out, q_padding)
+        out = cleaned(out, queries)
         return out, self._told(raw, None) if statistics else None
 
     def _told(self, raw: Tensor, received: Tensor | None) -> Statistics:

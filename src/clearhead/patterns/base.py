@@ -41,6 +41,10 @@ class Pattern:
         """
         raise NotImplementedError
 
+    def absent(self, b: Tensor, at: Tensor) -> Tensor | None:
+        """Which positions `at` of sample `b` see nothing and are seen by none: the pattern's padding. None: it has none."""
+        return None
+
     def __repr__(self) -> str:
         # not the one that dataclass writes, which torch.compile cannot trace
         return f"{type(self).__name__}()"
@@ -197,6 +201,10 @@ class _And(_Pair):
         where = (b, h, q_lo, q_hi, k_lo, k_hi)
         return torch.minimum(self.left.cover(*where), self.right.cover(*where))
 
+    def absent(self, b: Tensor, at: Tensor) -> Tensor | None:
+        left, right = self.left.absent(b, at), self.right.absent(b, at)
+        return left if right is None else right if left is None else left | right
+
     def joined(self) -> tuple[Pattern, ...]:
         return (*self.left.joined(), *self.right.joined())
 
@@ -214,6 +222,10 @@ class _Or(_Pair):
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         where = (b, h, q_lo, q_hi, k_lo, k_hi)
         return torch.maximum(self.left.cover(*where), self.right.cover(*where))
+
+    def absent(self, b: Tensor, at: Tensor) -> Tensor | None:
+        left, right = self.left.absent(b, at), self.right.absent(b, at)
+        return None if left is None or right is None else left & right
 
     def _joined(self, left: str, right: str) -> str:
         return f"{left} | ({right})" if isinstance(self.right, _Or) else f"{left} | {right}"
@@ -269,6 +281,9 @@ class _Alone(Pattern):
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         b, h = torch.full_like(b, self.sample), torch.full_like(h, self.head)
         return self.inner.cover(b, h, q_lo, q_hi, k_lo, k_hi)
+
+    def absent(self, b: Tensor, at: Tensor) -> Tensor | None:
+        return self.inner.absent(torch.full_like(b, self.sample), at)
 
     def __repr__(self) -> str:
         return f"{self.inner!r} in head {self.head} of sample {self.sample}"

@@ -85,6 +85,9 @@ class _Documents(Pattern):
         own = self._name(b, q)
         return (own == self._name(b, k)) & (own >= 0)
 
+    def absent(self, b: Tensor, at: Tensor) -> Tensor | None:
+        return self._name(b, at) < 0
+
     def cover(self, b: Tensor, h: Tensor, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         bounds = self._bounds()
         q_least, q_most, q_full, q_any = self._range(b, q_lo, q_hi, *bounds)
