@@ -42,7 +42,7 @@ class Pattern:
         raise NotImplementedError
 
     def absent(self, b: Tensor, at: Tensor) -> Tensor | None:
-        """Which positions `at` of sample `b` see nothing and are seen by none: the pattern's padding. None: it has none."""
+        """Which positions `at` of sample `b` are padding: they see nothing, and nobody sees them. None: none is."""
         return None
 
     def __repr__(self) -> str:
