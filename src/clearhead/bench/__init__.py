@@ -3,8 +3,9 @@
 Names are resolved when first used: only training is measured with Lightning, and only some peers are imported.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from clearhead.errors import attribute, require
 
 _HOME = {
     "Advice": "clearhead.bench.advice",
@@ -90,7 +91,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'clearhead.bench' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if _HOME[name] == "clearhead.bench.training":  # all that lacks in one line, also what its module does not import
+        require("lightning", "tokenizers", "transformers", "accelerate")
+    return attribute(_HOME[name], name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """The command line: each command reads its arguments, calls one function of the library, returns the lines to print.
 
-Results alone go to standard output. Every mistake is one line on standard error and exit status 2.
+Results alone go to standard output. Every mistake is one line on standard error and exit status 2; what nobody expected
+is one line, exit status 1, and a file with the details.
 """
 
 import os
@@ -11,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 import clearhead
-from clearhead.cli import data, measures, models, streams
-from clearhead.errors import ClearheadError
+from clearhead.cli import data, measures, models, streams, unexpected
+from clearhead.errors import ClearheadError, InputError, missing
 
 app = typer.Typer(
     name="clearhead",
@@ -55,13 +56,13 @@ app.add_typer(data.data, name="data")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the program; ends it with status 0, 2 after a mistake, 130 after Ctrl-C."""
+    """Run the program; ends it with status 0, 2 after a mistake, 130 after Ctrl-C, 1 after what nobody expected."""
     # Before torch is imported: its threads then sleep while they wait for each other. By default they spin, and where
     # anything else is running on the same cores a training takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     streams.prepare()
     try:
-        status = _run(arguments)
+        status = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except streams.ReaderGone:
         status = 0
@@ -70,11 +71,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
-def _run(arguments: list[str] | None) -> int:
+def _run(arguments: list[str]) -> int:
     try:
+        _check(arguments)
         results = app(arguments, standalone_mode=False)  # what the command returns, or the status it exits with
         return results if isinstance(results, int) else _print(results or [])  # some lines are made as they are asked
-    except streams.OutputError:
+    except (streams.OutputError, streams.ReaderGone):
         raise
     except ClearheadError as error:
         return _refuse(str(error))
@@ -82,8 +84,18 @@ def _run(arguments: list[str] | None) -> int:
         return _refuse(error.format_message())
     except typer.Exit as ended:  # after the last line of a command that makes them one by one
         return ended.exit_code
-    except typer.Abort:  # Ctrl-C, in some versions of typer
+    except (typer.Abort, KeyboardInterrupt):  # Ctrl-C: typer says Abort, but not while lines are made one by one
         return 130
+    except Exception as error:
+        known = missing(error) or unexpected.of_named_file(error, arguments)
+        return unexpected.report(error, clearhead.__version__) if known is None else _refuse(str(known))
+
+
+def _check(arguments: list[str]) -> None:
+    """Refuse what no file and no text can hold; only programs can give it."""
+    for number, argument in enumerate(arguments, 1):
+        if "\0" in argument:
+            raise InputError(f"argument {number} holds a zero byte: leave it out")
 
 
 def _print(lines: Iterable[str]) -> int:

@@ -10,9 +10,9 @@
 The callbacks are resolved when first used, since they need the trainers that they are for.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from clearhead.errors import attribute
 from clearhead.observe.calls import Call, Seen
 from clearhead.observe.heads import Baseline, rank_residual
 from clearhead.observe.health.remedies import LowerLearningRate, QKClip, StopWithLastGood, entropy_floor
@@ -70,7 +70,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'clearhead.observe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = attribute(_HOME[name], name)
     globals()[name] = value
     return value
 

@@ -6,8 +6,9 @@
 What learns needs Lightning and is imported with it; `load` needs neither.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from clearhead.errors import attribute
 
 _HOME = {
     "Config": "clearhead.train.config",
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'clearhead.train' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return attribute(_HOME[name], name)
 
 
 def __dir__() -> list[str]:

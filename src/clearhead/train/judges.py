@@ -34,6 +34,8 @@ class Judge(ABC):
     counted: ClassVar[str] = "examples"
     measure: ClassVar[str | None] = None
     """What `one` measures, where outputs are texts; None where they are a few symbols."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Packages that it computes with."""
     figures: ClassVar[tuple[Figure, ...]]
 
     @abstractmethod
@@ -112,6 +114,7 @@ class Translation(Judge):
     """
 
     grouped = False
+    needs = ("sacrebleu",)
     counted = "sentences"
     measure = "chrF"
     figures = (
@@ -147,6 +150,7 @@ class Summary(Judge):
     """ROUGE-1, -2 and -L (Lin 2004), F1 as torchmetrics computes it, beside the first three sentences of the source."""
 
     grouped = False
+    needs = ("torchmetrics",)
     counted = "documents"
     measure = "ROUGE-L"
     KEYS = ("rouge1", "rouge2", "rougeL")

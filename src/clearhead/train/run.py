@@ -62,6 +62,8 @@ def train(
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     config = read_config(task, settings) if isinstance(task, str) else task
+    if config.score != "auto":
+        judge_of(config.score)  # before anything is made
     run, say = folder_of(runs, config.task if name is None else name), say or _say
     if not is_first():
         return _along(run, resume)

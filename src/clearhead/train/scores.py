@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clearhead.data import Source
 from clearhead.data.sources import Split
+from clearhead.errors import require
 from clearhead.train.judges import JUDGES, Judge
 from clearhead.train.material import open_data
 
@@ -20,7 +21,8 @@ class Example(NamedTuple):
 
 
 def judge_of(kind: str) -> Judge:
-    """The judge that a configuration names."""
+    """The judge that a configuration names; raises MissingExtra where it lacks what it computes with."""
+    require(*JUDGES[kind].needs)
     return JUDGES[kind]()
 
 
