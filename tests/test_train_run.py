@@ -3,8 +3,10 @@ import json
 import pytest
 import torch
 
+from ablation import importance_by_hand
 from clearhead.data import Batches, Examples, Tokenizer
 from clearhead.errors import ConfigError, DataError, InputError, RunError
+from clearhead.observe import head_importance
 from clearhead.train import Model, evaluate, load, precision, train
 from clearhead.train.evaluation import validation_loss
 from clearhead.train.folder import RunFolder
@@ -62,6 +64,23 @@ def test_what_was_saved_is_what_was_scored(learnt):
     assert {key: json.loads(run.scores.read_text())[key] for key in again} == again
     assert evaluate(model, "valid", beam=1)["words"] == len(Tiny().references("valid"))
     assert not model.module.training
+
+
+def test_the_heads_of_a_trained_model_are_scored(learnt):
+    module = load(learnt[0].path).module.double()
+    drawn = torch.Generator().manual_seed(0)
+    tables = module.source_embedding, module.target_embedding
+    batch = tuple(torch.randint(3, table.num_embeddings, (4, 6), generator=drawn) for table in tables)
+
+    def loss(module, batch):
+        said, right = module(*batch)[:, :-1], batch[1][:, 1:]
+        return torch.nn.functional.cross_entropy(said.mT, right, reduction="none").mean(1)
+
+    found, expected = head_importance(module, [batch], loss), importance_by_hand(module, batch, loss)
+    assert found.unseen == {}
+    assert set(found.scores) == set(expected)
+    for path, scores in expected.items():
+        torch.testing.assert_close(found[path].double(), scores, rtol=1e-4, atol=1e-6)
 
 
 def test_predictions_do_not_depend_on_their_company(learnt):

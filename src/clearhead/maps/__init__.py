@@ -5,7 +5,7 @@ from clearhead.maps.biases import ALiBi, DistanceBias, RelativeBias, T5Bias
 from clearhead.maps.cache import Cache, GrowingCache
 from clearhead.maps.ring import RingCache
 from clearhead.maps.softmax import Softmax, SoftmaxMap, attend, explain
-from clearhead.maps.watching import is_applying, observing
+from clearhead.maps.watching import is_applying, observing, unobserved
 
 __all__ = [
     "ALiBi",
@@ -23,4 +23,5 @@ __all__ = [
     "explain",
     "is_applying",
     "observing",
+    "unobserved",
 ]

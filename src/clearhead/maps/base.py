@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clearhead.errors import InputError, ShapeError
 from clearhead.kernels import Statistics, as_given
-from clearhead.maps.watching import applying, observed
+from clearhead.maps.watching import applied, applying, observed
 
 Rows = int | Sequence[int] | range | Tensor
 
@@ -128,7 +128,9 @@ class AttentionMap(ABC):
         if not observed():
             return self._apply(values, dropout, statistics)
         with applying(self):
-            return self._apply(values, dropout, statistics)
+            out, stats = self._apply(values, dropout, statistics)
+        applied(self, out)
+        return out, stats
 
     def weights(self, rows: Rows | None = None) -> Tensor:
         """Exact weights, (B, H, R, Nk) for some rows, (B, H, Nk) for one; all rows if None. float32 or wider."""

@@ -149,7 +149,7 @@ class Functions(TorchFunctionMode):
         """The function behind nn.MultiheadAttention, called by someone else."""
         with self._watch.hidden():
             out = func(*args, **kwargs)
-            of_multi_head_attention_forward(self._watch, _bound(_MULTI_HEAD, args, kwargs))
+            of_multi_head_attention_forward(self._watch, _bound(_MULTI_HEAD, args, kwargs), out[0])
         return out
 
     def _flex(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -51,7 +51,7 @@ def reproject(watch: Any, frame: Any, args: Any, kwargs: Any, output: Any) -> No
         call = _bound(_MULTI_HEAD, module, args, kwargs)
         _record(watch, frame.path, module, call, output[0])
         if watch.gives:
-            _give(watch, frame.path, module, call, output[0])
+            _give(watch, frame.path, _with_weights(module, call), output[0], module.batch_first)
     elif type(module).forward is nn.TransformerEncoderLayer.forward and not frame.attended:  # the fast path
         call = _bound(_ENCODER_LAYER, module, args, kwargs)
         src = call["src"]
@@ -61,25 +61,25 @@ def reproject(watch: Any, frame: Any, args: Any, kwargs: Any, output: Any) -> No
         _record(watch, path or frame.path, module.self_attn, {"query": x, "key": x, "value": x, **masks})
 
 
-def _give(watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str, Any], output: Tensor) -> None:
+def _give(watch: Any, path: str, call: dict[str, Any], output: Tensor, batch_first: bool) -> None:
     """Hand over what the heads put out before the projection that joins them, computed again."""
-    batched, first = call["query"].dim() == 3, module.batch_first
-    with torch.no_grad():
-        A = _map(_with_weights(module, call), first)[0]
-        weight, bias = _projections(_with_weights(module, call))[4:]
-        v = _heads(F.linear(call["value"], weight, bias), module.num_heads, first, batched)
-        if A.full_shape[3] == v.shape[2]:  # keys that are no token have values of their own
-            out = A @ v
-            back = module.out_proj.weight
-            watch.give(path, output, lambda g: _heads(g @ back.to(g.dtype), module.num_heads, first, batched), out)
+    shape = call["num_heads"], batch_first, call["query"].dim() == 3
+    with watch.looking():
+        weight, bias = _projections(call)[4:]
+        v = _heads(F.linear(call["value"], weight, bias), *shape)
+        out = _map(call, batch_first)[0] @ _with_more_tokens(v, call["bias_v"], call)[0]
+    back = call["out_proj_weight"]
+    watch.give(path, output, lambda gradient: _heads(gradient @ back.to(gradient.dtype), *shape), out)
 
 
-def of_multi_head_attention_forward(watch: Any, call: dict[str, Any]) -> None:
+def of_multi_head_attention_forward(watch: Any, call: dict[str, Any], output: Tensor) -> None:
     """Record a call of `F.multi_head_attention_forward`, whose tensors are (N, B, E) or (N, E)."""
     if call["static_k"] is not None:
         watch.cannot_see(watch.frame.path, "multi_head_attention_forward with static_k")
         return
     _record_projected(watch, watch.frame.path, call, batch_first=False)
+    if watch.gives:
+        _give(watch, watch.frame.path, call, output, batch_first=False)
 
 
 def _record(
@@ -97,6 +97,8 @@ def _with_weights(module: nn.MultiheadAttention, call: dict[str, Any]) -> dict[s
         "in_proj_weight": module.in_proj_weight,
         "in_proj_bias": module.in_proj_bias,
         "bias_k": module.bias_k,
+        "bias_v": module.bias_v,
+        "out_proj_weight": module.out_proj.weight,
         "add_zero_attn": module.add_zero_attn,
         "use_separate_proj_weight": not packed,
         "q_proj_weight": module.q_proj_weight,
@@ -146,7 +148,7 @@ def _map(call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | 
         q_weight, q_bias, k_weight, k_bias = _projections(call)[:4]
         q = _heads(F.linear(query, q_weight, q_bias), heads, batch_first, batched)
         k = _heads(F.linear(key, k_weight, k_bias), heads, batch_first, batched)
-        k, extra = _with_more_keys(k, call, heads)
+        k, extra = _with_more_tokens(k, call["bias_k"], call)
     else:
         (q, k), extra = kept, (call["bias_k"] is not None) + bool(call["add_zero_attn"])
     mask, bias = _masks(call, q.shape[0], heads)
@@ -189,14 +191,15 @@ def _masks(call: dict[str, Any], samples: int, heads: int) -> tuple[Tensor | Non
     return (shown[0] & shown[-1] if shown else None), (sum(added[1:], added[0]) if added else None)
 
 
-def _with_more_keys(k: Tensor, call: dict[str, Any], heads: int) -> tuple[Tensor, int]:
-    """The keys that are no token: a learned one (`bias_k`) and one of zeros (`add_zero_attn`), seen by all."""
+def _with_more_tokens(x: Tensor, learned: Tensor | None, call: dict[str, Any]) -> tuple[Tensor, int]:
+    """Keys or values (B, H, N, D) with those of no token: a `learned` one (`bias_k`, `bias_v`) and one of zeros
+    (`add_zero_attn`), seen by all; and how many these are."""
     more = []
-    if call["bias_k"] is not None:
-        more.append(call["bias_k"].reshape(1, 1, heads, -1).transpose(1, 2).expand(k.shape[0], -1, -1, -1))
+    if learned is not None:
+        more.append(learned.reshape(1, 1, x.shape[1], -1).transpose(1, 2).expand(x.shape[0], -1, -1, -1))
     if call["add_zero_attn"]:
-        more.append(k.new_zeros(*k.shape[:2], 1, k.shape[3]))
-    return torch.cat([k, *more], 2) if more else k, len(more)
+        more.append(x.new_zeros(*x.shape[:2], 1, x.shape[3]))
+    return torch.cat([x, *more], 2) if more else x, len(more)
 
 
 def _padded(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from clearhead.errors import InputError, nearest
 from clearhead.kernels import Statistics
-from clearhead.maps import AttentionMap, SoftmaxMap, is_applying, observing
+from clearhead.maps import AttentionMap, SoftmaxMap, observing, unobserved
 from clearhead.observe.calls import Call, Seen, by_pass, under
 from clearhead.observe.paths import paths_of, shown
 from clearhead.observe.watching.attended import padding, received_from
@@ -133,7 +133,7 @@ class Watch(AbstractContextManager[Seen]):
         self._block = ExitStack()
         self._ask_interface()
         self._block.callback(lambda: self._interface.close())
-        self._block.enter_context(observing(self._applied))
+        self._block.enter_context(observing(self._applied, self._came_out if self.gives else None))
         self._block.enter_context(compiled_code_apart(self.model, self._eager, self))
         self._frames.start()
         self._block.callback(self._functions.take_out)
@@ -204,7 +204,7 @@ class Watch(AbstractContextManager[Seen]):
         """
         graded = self.grad and torch.is_grad_enabled()
         apart = saved_tensors_hooks(_as_is, _as_is) if graded else nullcontext()
-        with self.hidden(), torch.set_grad_enabled(graded), apart:
+        with self.hidden(), unobserved(), torch.set_grad_enabled(graded), apart:
             yield
 
     @property
@@ -349,10 +349,16 @@ class Watch(AbstractContextManager[Seen]):
 
     def _applied(self, A: AttentionMap) -> None:
         frame = self.frame
-        if frame is not None and not is_applying():
+        if frame is not None:
             path = frame.path
             how, cross, known = getattr(self._thread, "asked", None) or ("Clearhead", False, {})
             self.record(A, how, cross or says_cross(path) or not A.measures_distance, path, **known)
+
+    def _came_out(self, A: AttentionMap, output: Tensor) -> None:
+        """The output of a map of ours; interfaces of others give it themselves."""
+        frame = self.frame
+        if frame is not None and getattr(self._thread, "asked", None) is None:
+            self.give(frame.path, output, lambda x: x)
 
     def _measures(self, name: str) -> bool:
         return self._statistics is None or name in self._statistics
