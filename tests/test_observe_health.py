@@ -184,6 +184,29 @@ def test_rows_that_see_nothing_are_not_broken():
     assert check([call_of(A)]) == []
 
 
+@pytest.mark.parametrize("name", ["logsumexp", "max_logit", "max_weight", "entropy", "normalized_entropy", "distance"])
+def test_nan_in_any_statistic_of_a_row_that_sees_keys_is_an_alarm(name):
+    call = call_of(ch.Softmax()(*random_qk()))
+    getattr(call.statistics, name)[1, 2, 9:] = math.nan
+    (finding,) = check([call])
+    assert (finding.rule, finding.head, finding.row, finding.severity) == ("not finite", 2, (1, 9), "alarm")
+    assert "15 of 24 rows" in finding.sentence
+
+
+def test_rows_that_were_never_counted_are_an_alarm():
+    """As many keys as NaN makes of a whole number: it is not 0, so that they do not pass for rows that see nothing."""
+    call = call_of(ch.Softmax()(*random_qk()))
+    never = Statistics.of(torch.full((6, 2, 4, 24), math.nan), None, distance=True)
+    for name in ("entropy", "max_logit", "logsumexp", "visible"):
+        getattr(call.statistics, name)[0, 1, 4] = getattr(never, name)[0, 1, 4]
+    (finding,) = check([call])
+    assert (finding.rule, finding.head, finding.row) == ("not finite", 1, (0, 4))
+
+
+def test_a_row_of_one_key_has_no_normalized_entropy_and_is_well():
+    assert check([call_of(ch.Softmax(ch.window(0))(*random_qk()))], [NonFinite()]) == []
+
+
 def test_a_sample_of_rows_is_reported_by_their_own_numbers():
     q, k = random_qk()
     q[0, 1, 19] = math.nan

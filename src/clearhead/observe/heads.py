@@ -23,8 +23,8 @@ KEYS = 8
 NAMES = ("entropy", "normalized_entropy", "sink", "max_weight", "distance", "visible", "logsumexp", "max_logit")
 """The S statistics that say something about a head, each by its mean over rows; `max_logit` by the greatest."""
 
-_SIGNS = ("logsumexp", "max_logit", "entropy")
-"""In which NaN and Inf show."""
+_SIGNS = ("logsumexp", "max_logit", "max_weight", "entropy", "normalized_entropy", "distance")
+"""In which NaN and Inf show: of a row that sees keys these are numbers. (Its sink is one if it sees that key.)"""
 _MOST = 1 << 19
 """Rows of heads that are reduced in one go."""
 
@@ -86,13 +86,15 @@ class Rows:
             self._take(call, mine)
         visible = self.of("visible")
         known = ~np.isnan(visible)
-        self.seeing &= (visible > 0) | ~known
+        self.seeing &= visible != 0  # what was never counted is not nothing
         self.judged = visible >= KEYS
         signs = self.values[[NAMES.index(name) for name in _SIGNS]]
         measured = np.array([[getattr(call.statistics, name) is not None for name in _SIGNS] for call in calls])
         measured = measured.repeat([call.heads for call in calls], 0).T[..., None]
-        # a row that sees nothing is NaN, so without `visible` only Inf is a sign
-        self.broken = self.seeing & (measured & ~np.isfinite(signs) & (known | (signs == math.inf))).any(0)
+        # a row that sees nothing is NaN, so without `visible` only Inf is a sign; of one key entropy is not normalized
+        defined = np.broadcast_to(known, signs.shape).copy()
+        defined[_SIGNS.index("normalized_entropy")] &= visible != 1
+        self.broken = self.seeing & (measured & ~np.isfinite(signs) & (defined | (signs == math.inf))).any(0)
 
     def each(self) -> Iterator[tuple[Call, slice]]:
         """The calls, each with the place of its heads."""
