@@ -263,7 +263,9 @@ def test_weights_are_given_where_they_are_asked_for():
 
 
 BERT, OWN = {**foreign.PLAIN, **foreign.ROOM}, "computes with masks itself"
+MPT = {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 64, "vocab_size": 50}
 OTHERS = (
+    (foreign.Foreign("mpt", "MptConfig", "MptModel", MPT, kind="decoder"), f"{OWN}, by to .modeling_mpt.py:"),
     (foreign.Foreign("megatron", "MegatronBertConfig", "MegatronBertModel", BERT), OWN),
     (foreign.Foreign("mvp", "MvpConfig", "MvpModel", foreign.SEQ2SEQ, kind="both"), OWN),
     (foreign.Foreign("canine", "CanineConfig", "CanineModel", BERT), OWN),
@@ -277,6 +279,75 @@ def test_what_it_cannot_do_is_refused_in_one_line(model, why):
         model.make("clearhead")(**model.inputs(True))
     assert "\n" not in str(error.value)
     assert "write 'eager'" in str(error.value) or "attn_implementation='eager'" in str(error.value)
+
+
+def mask_of_a_model():
+    return theirs.ALL_MASK_ATTENTION_FUNCTIONS["clearhead"](2, 5, 7, 2, 0, theirs.causal_mask_function)
+
+
+CAUSAL = torch.ones(5, 7, dtype=torch.bool).tril(2).expand(2, 1, 5, 7)
+SCORES = torch.randn(2, 3, 5, 7)
+MISUSES = {
+    "filled where it may attend": lambda m: SCORES.masked_fill(m, -1e4),
+    "filled so, in place": lambda m: SCORES.clone().masked_fill_(m, -1e4),
+    "added": lambda m: SCORES + m,
+    "added in place": lambda m: SCORES.clone().add_(m),
+    "inverted as a number": lambda m: (1.0 - m) * -1e4,
+    "multiplied": lambda m: SCORES * m,
+    "numbers": lambda m: m.to(SCORES.dtype),
+    "floats": lambda m: m.float(),
+    "of what was a number": lambda m: m.to(torch.bool),
+    "booleans of numbers": lambda m: m.bool(),
+    "compared": lambda m: m == 0,
+    "not zero": lambda m: m != 0,
+    "joined with numbers made booleans": lambda m: torch.cat([m, torch.zeros(2, 1, 5, 2).to(m.dtype)], -1),
+    "padded with zeros": lambda m: torch.nn.functional.pad(m, (0, 2), value=0.0),
+    "written into": lambda m: m.__setitem__((..., 0), 0),
+    "filled": lambda m: m.masked_fill(CAUSAL, torch.finfo(torch.float32).min),
+    "and-ed with numbers": lambda m: m & torch.ones(2, 1, 5, 7, dtype=torch.long),
+    "summed": lambda m: m.sum(-1),
+    "sorted": lambda m: m.argmax(-1),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_a_mask_that_is_used_in_a_way_not_understood_is_refused(name):
+    mask = mask_of_a_model()
+    with pytest.raises(InputError, match=r"computes with masks itself, by .* write attn_implementation='eager'"):
+        MISUSES[name](mask)
+    assert torch.equal(mask.written(), CAUSAL)
+
+
+USES = {
+    "a part": (lambda m: m[:, :, 1:3, :4], CAUSAL[:, :, 1:3, :4]),
+    "an axis": (lambda m: m[:, 0], CAUSAL[:, 0]),
+    "heads": (lambda m: m.expand(-1, 3, -1, -1), CAUSAL.expand(-1, 3, -1, -1)),
+    "beams": (lambda m: m.repeat_interleave(2, 0), CAUSAL.repeat_interleave(2, 0)),
+    "moved": (lambda m: m.to("cpu"), CAUSAL),
+    "joined": (lambda m: torch.cat([m, m], -1), torch.cat([CAUSAL, CAUSAL], -1)),
+    "less": (lambda m: m & ~torch.eye(5, 7, dtype=torch.bool), CAUSAL & ~torch.eye(5, 7, dtype=torch.bool)),
+    "more": (
+        lambda m: torch.eye(5, 7, dtype=torch.bool).flip(0) | m,
+        CAUSAL | torch.eye(5, 7, dtype=torch.bool).flip(0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_what_leaves_a_mask_a_mask_is_understood(name):
+    use, want = USES[name]
+    got = use(mask_of_a_model())
+    assert type(got) is type(mask_of_a_model())
+    assert torch.equal(got.written(), want)
+
+
+def test_what_reads_a_mask_as_booleans_is_understood():
+    mask, q = mask_of_a_model(), torch.randn(2, 3, 5, 4)
+    assert torch.equal(SCORES.masked_fill(~mask, -1e4), SCORES.masked_fill(~CAUSAL, -1e4))
+    assert torch.equal(torch.where(mask, SCORES, -1e4), torch.where(CAUSAL, SCORES, -1e4))
+    k = torch.randn(2, 3, 7, 4)
+    out, want = (torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=m) for m in (mask, CAUSAL))
+    assert torch.equal(out, want)
 
 
 @torch.no_grad()

@@ -118,6 +118,11 @@ def test_padding_is_found_whatever_number_hides_it(model, hiding, left):
         one(q, k, v, added)
     (call,) = seen
     assert torch.equal(~call.padding, real)
+    weights = torch.softmax(q @ k.mT / D**0.5 + added, -1)
+    first = real.int().argmax(-1)
+    sink = torch.stack([weights[i, ..., n] for i, n in enumerate(first)])
+    rows = real[:, None].expand(2, 3, N)
+    torch.testing.assert_close(call.statistics.sink[rows], sink[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_masks_of_queries_and_of_keys_mean_what_they_mean_together():

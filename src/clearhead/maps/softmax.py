@@ -96,7 +96,7 @@ class SoftmaxMap(AttentionMap):
             return OUTPUT_ALONE[kernel](self._q, self._k, v, see, self._score, dropout), None
         queries, keys = absent(see, self._k)
         q, k, v = cleaned(self._q, queries), cleaned(self._k, keys), cleaned(v, keys)
-        named = see.first_key() if statistics else None
+        named = self._first_key() if statistics else None
         if kernel == "flex":
             out, raw = flex_attend(q, k, v, see, self._score, logsumexp=self._sinks is not None)
         else:
@@ -105,6 +105,10 @@ class SoftmaxMap(AttentionMap):
             out = (out * kept(raw[0], self._sinks)[..., None]).to(out.dtype)
         out = cleaned(out, queries)
         return out, self._told(raw, None) if statistics else None
+
+    def _first_key(self) -> Tensor:
+        """The sample's first real key, (B or 1, 1)."""
+        return self.visible.first_key()
 
     def _told(self, raw: Tensor, received: Tensor | None) -> Statistics:
         raw = raw if self._sinks is None else beside(raw, self._sinks)
@@ -188,7 +192,7 @@ class SoftmaxMap(AttentionMap):
 
     def _statistics(self, rows: Tensor | None, sinks: Tensor | None, received: bool) -> Statistics:
         q, k = self._clean()
-        named = self.visible.first_key() if sinks is None else sinks[None]
+        named = self._first_key() if sinks is None else sinks[None]
         nothing = k.new_zeros(*k.shape[:3], 0)
         if rows is None:
             task = self._task(self.visible, self._score, named, received=received and self._sinks is None)

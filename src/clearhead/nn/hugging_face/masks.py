@@ -6,9 +6,11 @@ sequences. Those that are known here are read; of any other the boolean mask is 
 Shapes: B samples, Nq queries, Nk keys.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.patterns import Pattern, causal, chunks, everything, window
 
+_OURS = __name__.partition(".")[0]
 _APART = 1 << 32
 """How far packed sequences stand from each other: each lies in a chunk of its own, at its own positions."""
 _Place = Callable[[Tensor], Tensor]
@@ -43,10 +46,12 @@ class Sight:
 
 
 class Mask(Tensor):
-    """A boolean mask (B, 1, Nq, Nk) that is written out only where somebody computes with it.
+    """A boolean mask (B, 1, Nq, Nk), True = may attend, that is written out only where somebody looks into it.
 
-    It travels through a model as any mask does; `sight` is what it holds, as far as that is known. A model that adds
-    it to its logits takes no attention function, and would be wrong without a word: that raises InputError.
+    It travels through a model as any mask does; `sight` is what it holds, as far as that is known. What keeps its
+    meaning gives a mask again: parts, copies, other shapes, "and" and "or" with booleans. What reads it as the boolean
+    that it is (`~`, `torch.where`) gives plain tensors. Anything else raises InputError: the model expects a mask of
+    another kind, such as numbers that are added to logits, and would be wrong without a word.
     """
 
     sight: Sight | None
@@ -69,36 +74,74 @@ class Mask(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
         with torch._C.DisableTorchFunctionSubclass():
             if func in _WITHOUT_PAIRS:
                 return func(*args, **kwargs)
+            if not _understood(name, args, kwargs):
+                raise InputError(_not_understood(name))
             result = func(*_plain(args), **_plain(kwargs))
-            if func in _SUMS or (func in _PARTS and not _is_mask(result)):
-                raise InputError(
-                    "this model computes with masks itself and takes no attention function; "
-                    "write attn_implementation='eager'"
-                )
-            return Mask.of(None, lambda: result, result.shape, result.device) if _is_mask(result) else result
+        return result if name in _READS else _masks(result)
 
 
 _WITHOUT_PAIRS = {
-    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")),
-    *(getattr(Tensor, name) for name in ("size", "dim", "numel", "__len__", "__hash__", "is_floating_point")),
-}
-_SUMS = {
+    *(
+        getattr(Tensor, name).__get__
+        for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_nested", "is_sparse")
+    ),
     *(
         getattr(Tensor, name)
-        for name in ("add", "add_", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__mul__", "__rmul__")
+        for name in ("size", "dim", "numel", "nelement", "__len__", "__hash__", "is_floating_point", "stride")
     ),
-    *(torch.add, torch.sub, torch.rsub, torch.mul),
+    torch.is_floating_point,
+    torch.numel,
 }
-_PARTS = {getattr(Tensor, name) for name in ("__getitem__", "to", "type", "float", "half", "bfloat16", "squeeze")}
-"""What leaves a mask a mask, where the model hands it on to an attention function."""
+_KEEP = {
+    "__getitem__", "narrow", "select", "index_select", "chunk", "split", "unbind", "contiguous", "clone", "detach",
+    "to", "cpu", "cuda", "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "squeeze", "unsqueeze",
+    "view", "reshape", "flatten", "unflatten", "transpose", "permute",
+}  # fmt: skip
+"""Functions that leave a mask a mask."""
+_JOIN = {
+    "__and__", "__rand__", "__iand__", "logical_and", "bitwise_and", "__or__", "__ror__", "logical_or", "bitwise_or",
+}  # fmt: skip
+"""Functions that leave masks a mask, where the other operand is one too."""
+_READS = {
+    "__invert__", "logical_not", "bitwise_not", "where", "scaled_dot_product_attention", "__repr__", "__format__",
+}  # fmt: skip
+"""Functions that nobody calls with a mask of another kind."""
 
 
-def _is_mask(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.bool
+def _understood(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Does this call mean the same for a mask of booleans as for the mask that its caller expects?"""
+    given = [*args, *kwargs.values()]
+    if name in _JOIN:
+        return all(x.dtype == torch.bool for x in given if isinstance(x, Tensor))
+    if name in ("cat", "concat", "stack"):
+        return all(isinstance(x, Mask) for x in (args[0] if args else kwargs["tensors"]))
+    if name == "where":
+        return isinstance(args[0] if args else kwargs.get("condition"), Mask)
+    # `.to(torch.bool)` of numbers that hide would say the contrary
+    return name in _READS or (name in _KEEP and not any(isinstance(x, torch.dtype) for x in given))
+
+
+def _not_understood(name: str) -> str:
+    """One line that says what was done to a mask, and where."""
+    frame: Any = sys._getframe()
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith("transformers"):
+        frame = frame.f_back
+    where = "" if frame is None else f" ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+    return (
+        f"attn_implementation={_OURS!r}: this model computes with masks itself, by {name}{where}, and may expect "
+        "another kind of mask; write attn_implementation='eager'"
+    )
+
+
+def _masks(x: Any) -> Any:
+    """`x` with the tensors in it as masks again."""
+    if isinstance(x, tuple | list):
+        return type(x)(map(_masks, x))
+    return Mask.of(None, lambda: x, x.shape, x.device) if isinstance(x, Tensor) else x
 
 
 def _plain(x: Any) -> Any:

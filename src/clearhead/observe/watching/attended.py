@@ -4,7 +4,7 @@ Shapes: q (B, H, Nq, D), k (B, Hkv, Nk, D), masks and biases broadcastable to (B
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,11 +27,36 @@ less than 8000, and a bias such as ALiBi comes as far only beyond 18,000 tokens.
 
 
 class ForeignMap(SoftmaxMap):
-    """The map of an attention that someone else computed."""
+    """The map of an attention that someone else computed.
 
-    blank: Tensor | None = None
-    """Rows (B or 1, H or 1, Nq) all of whose keys a finite mask hides. Softmax ignores what all logits of a row share:
-    such a row attends, nearly uniformly, to what was meant to be hidden, and its keys count as visible."""
+    `blank` rows (B or 1, H or 1, Nq) are those all of whose keys a finite mask hides. Softmax ignores what all logits
+    of a row share, so such a row attends, nearly uniformly, to what was meant to be hidden, and sees its keys.
+    """
+
+    def __init__(self, A: SoftmaxMap, blank: Tensor | None) -> None:
+        super().__init__(A._q, A._k, A.visible, A._score, A._axes, A._distance, A._sinks)
+        self.blank = blank
+
+    def detach(self, copy: bool = False) -> "ForeignMap":
+        return ForeignMap(super().detach(copy), self.blank)
+
+    def of(self, samples: Tensor) -> "ForeignMap":
+        blank = self.blank
+        if blank is not None and len(blank) > 1:
+            blank = blank.index_select(0, samples)
+        return ForeignMap(super().of(samples), blank)
+
+    @property
+    def meant(self) -> Visible:
+        """Who was meant to see whom: what blank rows see by rounding alone left out."""
+        see = self.visible
+        if self.blank is None:
+            return see
+        shown = ~self.blank[..., None]
+        return replace(see, mask=shown if see.mask is None else see.mask & shown)
+
+    def _first_key(self) -> Tensor:
+        return self.meant.first_key()
 
 
 def attention_map(
@@ -66,9 +91,8 @@ def attention_map(
     see = Visible(pattern, n_queries, n_keys, q.device, read.shown, None, None, q_positions, at_keys)
     score = Score(1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale, softcap, read.bias)
     known = q_positions is not None or n_queries == n_keys or causal_from is not None
-    A = ForeignMap(q, k, see, score, 4, distance=known and not cross, sinks=sinks)
-    A.blank = read.blank
-    return A
+    A = SoftmaxMap(q, k, see, score, 4, distance=known and not cross, sinks=sinks)
+    return ForeignMap(A, read.blank)
 
 
 def logits_map(logits: Tensor, cross: bool = False) -> ForeignMap:
@@ -152,18 +176,14 @@ def last_visible(shown: Tensor) -> Tensor:
 
 
 def padding(A: SoftmaxMap, cross: bool) -> Tensor | None:
-    """Which queries are padding, (B or 1, Nq): in self-attention those whose own key nobody sees. None: none is.
-
-    What a blank row sees by rounding alone does not count.
-    """
-    see, blank = A.visible, A.blank if isinstance(A, ForeignMap) else None
+    """Which queries are padding, (B or 1, Nq): in self-attention those whose own key nobody sees. None: none is."""
+    see = A.meant if isinstance(A, ForeignMap) else A.visible
     if cross or see.n_queries != see.n_keys:
         return None
     if see.k_lengths is not None and see.q_lengths is None:  # keys alone: the queries have rows
         hidden = torch.arange(see.n_keys, device=see.device) >= see.k_lengths[:, None]
     elif see.mask is not None and see.mask.shape[-1] == see.n_keys:
-        seen = see.mask if blank is None else see.mask & ~blank[..., None]
-        hidden = ~seen.any(2).any(1)
+        hidden = ~see.mask.any(2).any(1)
     else:
         return None
     return hidden if bool(hidden.any()) else None

@@ -286,20 +286,18 @@ class Watch(AbstractContextManager[Seen]):
     def _record(
         self, A: AttentionMap, how: str, cross: bool, name: str, frame: Frame, sinks: bool, given: Given | None
     ) -> None:
-        hidden = padding(A, cross) if isinstance(A, SoftmaxMap) else None
         A = A if self.grad else A.detach()
         turn, b, n_queries = frame.run.turn(name), A.full_shape[0], A.full_shape[2]
         # the same samples in all calls of a pass that have as many
         samples = frame.run.drawn.get(b)
         if samples is None:
             samples = frame.run.drawn[b] = self._drawn(self._samples, b, "samples", frame.run.number)
-        if samples is not None:
-            A = A.of(samples)
-            hidden = hidden if hidden is None or len(hidden) == 1 else hidden.index_select(0, samples)
+        A = A if samples is None else A.of(samples)
         rows = self._rows
         if rows is None or isinstance(rows, int):
             rows = self._drawn(rows, n_queries, "rows", frame.run.number, name, turn)
         rows = None if rows is None else torch.as_tensor(rows)
+        hidden = padding(A, cross) if isinstance(A, SoftmaxMap) else None
         totals = self._measures("received") and rows is None
         measured = A.statistics(rows, received=totals and hidden is None)
         if totals and hidden is not None:
