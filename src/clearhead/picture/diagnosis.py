@@ -47,7 +47,7 @@ def _judged(steps: list[float], valid: list[float], train: list[float], first: f
                 "data, more dropout or weight decay, a smaller model, or a patience, which stops the training there."
             )
         return f"Gets worse: {since}, and training loss has not fallen either. Try a lower learning rate."
-    falls, learns = 1 - valid[-1] / valid[-2], 1 - train[-1] / train[-2]
+    falls, learns = _fall(valid[-2], valid[-1]), _fall(train[-2], train[-1])
     if falls > FLAT:
         return (
             f"Still learning: validation loss fell by {falls:.1%} from the last validation but one to the last. "
@@ -58,12 +58,17 @@ def _judged(steps: list[float], valid: list[float], train: list[float], first: f
             "At its best: training loss still falls, and validation loss no longer does. Training longer would "
             "overfit; more data, or more dropout, may help."
         )
-    if train[-1] > HIGH * first:
+    if first > 0 and train[-1] > HIGH * first:
         return (
             f"Underfits: neither loss falls any more, and training loss is still {train[-1] / first:.0%} of what it "
             "was at first. Try a larger model, another learning rate, or less dropout and weight decay."
         )
     return "Has converged: neither loss falls any more. A larger model or more data may go further."
+
+
+def _fall(before: float, after: float) -> float:
+    """By which share of itself a loss fell."""
+    return (before - after) / (abs(before) or 1.0)
 
 
 def _course(records: Records, key: str) -> list[tuple[float, float]]:

@@ -57,7 +57,7 @@ def pack(records: Records) -> dict[str, Any] | None:
     heads: dict[str, int] = {}
     for record in watched:
         for layer, numbers in record["attention"].items():
-            heads.setdefault(layer, next((len(x) for x in numbers.values() if isinstance(x, list)), 0))
+            heads[layer] = heads.get(layer) or next((len(x) for x in numbers.values() if isinstance(x, list)), 0)
     names = dict.fromkeys(name for record in watched for layer in record["attention"].values() for name in layer)
     order = [name for name in STATISTICS if name in names]
     return {

@@ -142,8 +142,7 @@ class Course(Site):
 
     def _draw(self, records: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
         """What there is to see, and what cannot be seen."""
-        bad = self._records.bad
-        trouble = f"{self.folder.metrics}: {bad} line{'s' * (bad != 1)} cannot be read." if bad else ""
+        trouble = self._records.trouble
         try:
             drawn = live.drawn(records)
             json.dumps(drawn, allow_nan=False)
@@ -159,7 +158,7 @@ class Course(Site):
             examples = json.loads(path.read_bytes())["examples"]
             check_packed(examples)
             return as_json({"examples": examples})
-        except (InputError, KeyError, OSError, TypeError, ValueError):
+        except (AttributeError, InputError, LookupError, OSError, RecursionError, TypeError, ValueError):
             raise InputError(f"{path} is damaged: the maps of step {step} cannot be shown") from None
 
 
