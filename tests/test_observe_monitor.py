@@ -304,6 +304,20 @@ def test_records_behind_a_step_are_dropped(tmp_path):
     RecordFile(tmp_path / "none.jsonl").go_back(3)
 
 
+@pytest.mark.parametrize("line", ["", "[]", '{"step": "3"}', "[" * 9999, '{"loss": 1}', "\udcff"])
+def test_a_record_in_the_middle_that_is_none_is_named_by_its_line(tmp_path, line):
+    """What stands after it would otherwise be lost when training goes on."""
+    file = RecordFile(tmp_path / "metrics.jsonl")
+    content = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'.encode(errors="surrogateescape")
+    file.path.write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: no record of JSON with a step: remove the line"):
+        file.go_back(2)
+    assert file.path.read_bytes() == content
+    assert [record["step"] for record in file.read_good()] == [1, 3]
+    with pytest.raises(InputError, match="is a directory"):
+        RecordFile(tmp_path).read()
+
+
 def test_what_is_not_a_number_is_null_and_counted():
     model, (x, _) = SelfAttention(16, 2), batch()
     x[2, 5] = math.nan

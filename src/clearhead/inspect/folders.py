@@ -10,6 +10,7 @@ from clearhead.data.checks import check_lengths, check_texts
 from clearhead.errors import InputError
 from clearhead.inspect.hugging_face import HuggingFaceModel
 from clearhead.inspect.models import Inspected, Question, Reading, Special
+from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.train import load
 from clearhead.train.folder import RunFolder
 
@@ -78,5 +79,5 @@ class RunModel(Inspected):
         )
 
     def history(self) -> list[dict[str, Any]]:
-        """The records of its metrics.jsonl."""
-        return RunFolder(self.path).read_metrics()
+        """The records of its metrics.jsonl, as far as they can be read."""
+        return RecordFile(RunFolder(self.path).metrics).read_good()

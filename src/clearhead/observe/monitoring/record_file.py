@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clearhead.errors import InputError
+from clearhead.observe.monitoring.lines import read_line
+
 
 class RecordFile:
     """Appends records to a file, such as metrics.jsonl; its folder is made when the first one is written."""
@@ -19,14 +22,31 @@ class RecordFile:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All records; a last line that a kill cut off is left out."""
-        records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        """All records; a last line that a kill cut off is left out.
+
+        Raises InputError for any other line that is no record.
+        """
+        records, lines = [], self._lines()
+        for number, line in enumerate(lines, 1):
+            record = _record(line)
+            if record is not None:
+                records.append(record)
+            elif number < len(lines):
+                raise InputError(f"{self.path}:{number}: no record of JSON with a step: remove the line")
         return records
+
+    def read_good(self) -> list[dict[str, Any]]:
+        """What can be read of the records, as for `read_line`."""
+        found = (read_line(line)[0] for line in self._lines())
+        return [record for record in found if record is not None]
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(f"{self.path}: {(error.strerror or str(error)).lower()}") from None
 
     def go_back(self, step: int) -> None:
         """Drop what is behind a step that training goes on from, whole or not at all."""
@@ -36,3 +56,11 @@ class RecordFile:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(temporary, self.path)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (RecursionError, ValueError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
