@@ -52,7 +52,7 @@ class _Results(io.FileIO):
 
     _failed = False
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         if self._failed:
             return len(data)
         try:
@@ -69,7 +69,7 @@ class _Results(io.FileIO):
 class _Remarks(io.FileIO):
     """Standard error, which no work is stopped for."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError:
