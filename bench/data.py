@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clearhead.errors import extra
-
 
 def sentences(like: str | None, draw: random.Random) -> Iterator[tuple[str, str]]:
     """Pairs without end."""
@@ -51,7 +49,6 @@ def measure(path: Path) -> dict[str, Any]:
     from clearhead.train import read_config
     from clearhead.train.material import make_tokenizers
 
-    extra("datasets", "train")  # half a second, and 100 MiB, whatever the file
     config = read_config("seq2seq", ["data.tokenizer.joint=true"])
     source, before, took = Files({"train": [str(path)]}), _peak(), {}
     now = time.perf_counter(), time.process_time()

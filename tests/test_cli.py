@@ -76,6 +76,16 @@ def test_several_best_ones(clearhead):
     assert [set(one) for one in found["predictions"]] == [{"text", "score", "finished"}] * 2
 
 
+def test_a_prediction_is_one_line_whatever_it_holds(clearhead, monkeypatch):
+    said = "a\nb\r\tc\u2028d\x85e \\n"
+    monkeypatch.setattr("clearhead.data.Tokenizer.decode", lambda *_: said)
+    _, output, _ = clearhead("predict", "runs/run", "fade", "bead", "--n-best", "2")
+    written = "a\\nb\\r\\tc\\u2028d\\x85e \\n"
+    assert output.splitlines() == [f"{written}\t{written}"] * 2
+    _, output, _ = clearhead("predict", "runs/run", "fade", "bead", "--json")
+    assert [json.loads(line)["predictions"][0]["text"] for line in output.splitlines()] == [said] * 2
+
+
 def test_a_heatmap(clearhead, tmp_path):
     picture = tmp_path / "out.png"
     status, output, _ = clearhead("predict", "runs/run", "fade", "--heatmap", str(picture))
@@ -137,7 +147,7 @@ def test_scores(clearhead, runs):
         (["train", "g2p", "--name", "run"], "go on with --resume, choose another --name, or replace it by --overwrite"),
         (["train", "g2p", "--resume"], "runs/g2p does not exist"),
         (["predict", "runs/none", "a"], "runs/none does not exist"),
-        (["predict", "runs/run", ""], "text 1 is empty"),
+        (["predict", "runs/run", ""], "text 1: is empty; remove it"),
         (["predict", "runs/run", "abcdefabcdefabcdef"], "has 18 tokens, the model reads 12"),
         (["predict", "runs/run", "a", "--n-best", "3", "--beam", "2"], "1 <= n_best <= beam"),
         (["predict", "runs/run", "--file", "none.txt"], "none.txt: no such file"),
@@ -158,13 +168,44 @@ def test_a_mistake_is_one_line_and_status_2(clearhead, arguments, message):
     assert message in errors
 
 
-def test_standard_input_is_refused_by_line(clearhead):
-    status, output, errors = clearhead("predict", "runs/run", standard_input=b"abc\n\xff\n")
-    assert (status, output, errors) == (
-        2,
-        "",
-        "error: standard input:2: not UTF-8 (byte 0xFF); save the file as UTF-8\n",
-    )
+def test_what_cannot_be_read_of_standard_input_is_said_and_the_rest_goes_on(clearhead, runs):
+    fade, bead = load(runs / "run").predict(["fade", "bead"])
+    lines = "\ufefffade\r\n\n".encode() + b"\xff\n" + b"abcdef" * 3 + b"\nbead"
+    status, output, errors = clearhead("predict", "runs/run", standard_input=lines)
+    assert (status, output.split("\n")) == (2, [fade, "", "", "", bead, ""])
+    assert errors.splitlines() == [
+        "error: standard input:2: is empty; remove it",
+        "error: standard input:3: not UTF-8 (byte 0xFF); save the file as UTF-8",
+        "error: standard input:4: 'abcdefabcdefabcdef' has 18 tokens, the model reads 12: shorten or truncate it",
+    ]
+    status, output, _ = clearhead("predict", "runs/run", "--json", standard_input=lines)
+    found = [json.loads(line)["predictions"] for line in output.splitlines()]
+    assert (status, [len(one) for one in found]) == (2, [1, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("way", ["pipe", "fifo"])
+def test_an_answer_comes_before_the_next_text_is_asked(way, runs, tmp_path):
+    """Whoever reads each answer before they write the next text must not wait forever."""
+    if way == "fifo":
+        os.mkfifo(tmp_path / "texts")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    asked = [] if way == "pipe" else ["--file", str(tmp_path / "texts")]
+    with subprocess.Popen(
+        [sys.executable, str(TINY), "predict", str(runs / "run"), *asked],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as program:
+        texts = program.stdin if way == "pipe" else open(tmp_path / "texts", "wb")  # noqa: SIM115
+        answers = []
+        for word in ("fade", "", "bead"):
+            texts.write(f"{word}\n".encode())
+            texts.flush()
+            answers.append(program.stdout.readline().decode())
+        texts.close()
+        rest = program.stdout.read()
+    fade, bead = load(runs / "run").predict(["fade", "bead"])
+    assert (answers, rest, program.returncode) == ([f"{fade}\n", "\n", f"{bead}\n"], b"", 2)
 
 
 def _python(*arguments: str, **options: object) -> subprocess.CompletedProcess:

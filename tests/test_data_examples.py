@@ -1,11 +1,13 @@
+import gzip
 import random
 
 import pytest
 import torch
 
-from clearhead.data import Examples, Ragged, Tokenizer
-from clearhead.data.checks import check_lengths, check_texts, read_lines
+from clearhead.data import Examples, Ragged, SourceTexts, Tokenizer
+from clearhead.data.checks import check_lengths, check_texts
 from clearhead.data.examples import spell_a_token
+from clearhead.data.layouts import Columns
 from clearhead.errors import DataError
 from tiny_task import Tiny
 
@@ -74,20 +76,44 @@ def test_words_that_are_none(words, problem):
     ("content", "problem"),
     [
         (b"one\n\xe9t\xe9\n", r":2: not UTF-8 \(byte 0xE9\); save the file as UTF-8"),
-        (b"one\n\ntwo\n", r":2: an empty line; remove it"),
-        (b"", r": an empty file; write one text a line"),
+        (b"one\n\ntwo\n", r":2: the source is empty; remove the line"),
+        (b"", r": an empty file"),
+        (b"one\rtwo\r", r":1: carriage returns alone end no lines"),
     ],
 )
 def test_files_are_refused_by_line(content, problem, tmp_path):
     path = tmp_path / "words.txt"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"words\.txt{problem}"):
-        list(read_lines(path))
+        read([path])
+
+
+def read(files, **options):
+    asked = SourceTexts([], [str(file) for file in files], **options)
+    known = [text for block in asked.known() for text in block.texts]
+    assert [text for block in asked.blocks(1) for text in block.texts] == known
+    return known
 
 
 def test_files_are_read_however_they_were_saved(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_bytes("\ufeffété\r\ntwo".encode())
-    assert list(read_lines(path)) == ["été", "two"]
+    (tmp_path / "words.txt").write_bytes("\ufeffété\r\n two ".encode())
+    (tmp_path / "words.txt.gz").write_bytes(gzip.compress(b"three\n"))
+    (tmp_path / "pairs.csv").write_text('target,source\nx,"fo\nur"\n')
+    (tmp_path / "alone.csv").write_text("id,source\n1,five\n")
+    (tmp_path / "pairs.tsv").write_text("six\tx\n")
+    (tmp_path / "alone.tsv").write_text("seven\n")
+    (tmp_path / "pairs.jsonl").write_text('{"id": 1, "source": "eight"}\n')
+    names = ["words.txt", "words.txt.gz", "pairs.csv", "alone.csv", "pairs.tsv", "alone.tsv", "pairs.jsonl"]
+    found = read([tmp_path / name for name in names])
+    assert found == ["été", " two ", "three", "fo\nur", "five", "six", "seven", "eight"]
+    (tmp_path / "t.csv").write_text("en,de\na,b\n")
+    assert read([tmp_path / "t.csv"], columns=Columns("de")) == ["b"]
     with pytest.raises(DataError, match=r"none\.txt: no such file"):
-        list(read_lines(tmp_path / "none.txt"))
+        read([tmp_path / "none.txt"])
+
+
+def test_a_text_of_a_file_has_its_line(tmp_path):
+    (tmp_path / "t.csv").write_text('source\n"a\nb"\nc\nd\n')
+    blocks = list(SourceTexts(["x", "y"], [str(tmp_path / "t.csv")]).blocks(2))
+    places = [block.where(i).rpartition("/")[2] for block in blocks for i in range(len(block.texts))]
+    assert places == ["text 1", "text 2", "t.csv:2", "t.csv:4", "t.csv:5"]

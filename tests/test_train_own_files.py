@@ -96,7 +96,7 @@ def test_one_command_trains_scores_and_predicts(folder, capsys, monkeypatch):
     (folder / "bad.txt").write_text("dog runs\n\ncat\n")
     assert command("predict", "runs/own", "--file", "bad.txt") == 2
     answer = capsys.readouterr()
-    assert (answer.out, answer.err) == ("", "error: bad.txt:2: an empty line; remove it\n")
+    assert (answer.out, answer.err) == ("", "error: bad.txt:2: the source is empty; remove the line\n")
 
 
 def test_sources_are_read_as_they_are_asked_for(folder):

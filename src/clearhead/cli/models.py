@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clearhead.cli.options import AsJson, progress
+from clearhead.cli.options import AsJson, json_line, one_line, progress
 from clearhead.errors import InputError, nearest
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/g2p.")]
@@ -123,7 +123,10 @@ def predict(
         list[str] | None, typer.Argument(help="Source texts. None: one a line from --file or standard input.")
     ] = None,
     files: Annotated[
-        list[str] | None, typer.Option("--file", help="Source texts, one a line; - is standard input; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--file", help="Source texts, one a line, or a table as in train; - is standard input; repeatable."
+        ),
     ] = None,
     beam: Beam = None,
     n_best: Annotated[int | None, typer.Option(min=1, help="So many for each text, with tabs between.")] = None,
@@ -133,21 +136,40 @@ def predict(
 ) -> Iterator[str]:
     """Turn source texts into targets: one line each, in their order, in memory that does not grow."""
     from clearhead.data import SourceTexts
+    from clearhead.data.layouts import Columns
     from clearhead.train import load
     from clearhead.train.report import draw
 
-    asked = SourceTexts(texts or [], files or ([] if texts else ["-"]))
     if heatmap and (len(texts or []) != 1 or files):
         raise InputError(f"--heatmap draws one text, not {'those of files' if files else len(texts or [])}")
     model = load(run)
+    columns = Columns(model.config.data.source_column)
+    asked = SourceTexts(texts or [], files or ([] if texts else ["-"]), columns)
     if heatmap and texts:
         draw(model, texts[0], heatmap)
-    found = model.predict_each(asked, beam=beam, n_best=n_best or 1, truncate=truncate, unfamiliar=_say_unfamiliar)
+    refused = _Refused()
+    found = model.predict_each(
+        asked, beam=beam, n_best=n_best or 1, truncate=truncate, unfamiliar=_say_unfamiliar, refused=refused
+    )
     for text, best in found:
         if as_json:
-            yield json.dumps({"source": text, "predictions": [asdict(one) for one in best]}, ensure_ascii=False)
+            yield json_line({"source": text, "predictions": [asdict(one) for one in best]})
         else:
-            yield "\t".join(one.text for one in best)
+            yield "\t".join(one_line(one.text) for one in best)
+        if asked.arriving:
+            sys.stdout.flush()  # the next text may be waiting for this answer
+    if refused.count:
+        raise typer.Exit(2)
+
+
+class _Refused:
+    """Says of each line that arrives and cannot be read why; its answer is empty, so that answers go with lines."""
+
+    count = 0
+
+    def __call__(self, why: str) -> None:
+        self.count += 1
+        print(f"error: {why}", file=sys.stderr)
 
 
 def _say_unfamiliar(strange: list[str]) -> None:

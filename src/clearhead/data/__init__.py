@@ -7,12 +7,12 @@ batches = Batches(Examples.read(source, "train", letters, phonemes), budget=4096
 """
 
 from clearhead.data.batches import Batch, Batches
-from clearhead.data.checks import SourceTexts, read_lines
 from clearhead.data.examples import Examples
 from clearhead.data.files import Files
 from clearhead.data.ragged import Ragged
 from clearhead.data.sources import CMUdict, Source, open_source
 from clearhead.data.surveys import Survey, survey
+from clearhead.data.texts import SourceTexts
 from clearhead.data.tokens import BOS, EOS, PAD, Tokenizer
 
 __all__ = [
@@ -30,6 +30,5 @@ __all__ = [
     "Survey",
     "Tokenizer",
     "open_source",
-    "read_lines",
     "survey",
 ]

@@ -1,19 +1,21 @@
 """Files of pairs, line by line: what each line holds, and what is wrong with it.
 
-This is where mistakes get their line: libraries that read such files fill in what is missing, skip what is empty, and
-name no line for what is not UTF-8. Everything goes by blocks, so that memory does not depend on the file.
+The one reader: checks, training, scores and predictions see the same pairs, and the same mistakes. Libraries that read
+such files fill in what is missing, skip what is empty, and name no line for what is not UTF-8. Everything goes by
+blocks, so that memory does not depend on the file.
 """
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clearhead.data import parquet
 from clearhead.data.layouts import ANY, Columns, Layout, counted, laid_out, named
 from clearhead.data.lines import Problem, Problems, lines
-from clearhead.errors import DataError, extra, nearest
+from clearhead.data.records import Records
+from clearhead.errors import DataError, nearest
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
@@ -29,7 +31,6 @@ class Block:
 
 
 EMPTY = "empty lines"
-_ROWS = 10_000
 
 
 def kind_of(files: Sequence[str]) -> str:
@@ -38,12 +39,14 @@ def kind_of(files: Sequence[str]) -> str:
         return "text"
     if len(files) != 1:
         raise DataError(f"{', '.join(files)}: give one file of pairs, or two parallel files with a comma between")
-    suffix = Path(files[0].removesuffix(".gz")).suffix.lower()
+    suffix = _suffix(files[0])
     if suffix not in FORMATS:
         raise DataError(
-            f"{files[0]}: a file of pairs ends in {', '.join(FORMATS)}, each also with .gz; two parallel files of "
-            "lines are written with a comma between, such as train.en,train.de"
+            f"{files[0]}: a file of pairs ends in {', '.join(FORMATS)}, all but the last also with .gz; two parallel files "
+            "of lines are written with a comma between, such as train.en,train.de"
         )
+    if suffix == ".parquet" and files[0].endswith(".gz"):
+        raise DataError(f"{files[0]}: Parquet within gzip is not read; unpack it")
     return FORMATS[suffix]
 
 
@@ -60,16 +63,23 @@ def blocks(files: Sequence[str], columns: Columns = ANY) -> Iterator[Block]:
     return {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}[kind](files[0], columns)
 
 
-def layout(files: Sequence[str], columns: Columns = ANY) -> Layout:
-    """How the first line says that a TSV, CSV or Parquet file is laid out; raises DataError as `blocks`."""
-    kind, file = kind_of(files), files[0]
-    if kind == "parquet":
-        return named(file, None, tuple(_opened_parquet(file).schema_arrow.names), columns)
-    if kind == "tsv":
-        first = next(lines(file)).texts[0].split("\t")
-    else:
-        first = next(csv.reader(_with_ends(file, []), strict=True))
-    return laid_out(file, first, columns)
+def sources(file: str, columns: Columns) -> Iterator[Block]:
+    """The source texts alone, from a file of pairs or from one that holds a text on each line; targets are the same."""
+    if _suffix(file) in FORMATS:
+        return blocks((file,), columns._replace(alone=True))
+    return _one_a_line(file)
+
+
+def _suffix(file: str) -> str:
+    return Path(file.removesuffix(".gz")).suffix.lower()
+
+
+def _one_a_line(file: str) -> Iterator[Block]:
+    for first, texts, problems in lines(file):
+        found = Problems(problems)
+        where = [line for line in range(first, first + len(texts)) if line not in found.lines]
+        texts = [texts[line - first] for line in where]
+        yield _sound(file, file, where, texts, texts, found)
 
 
 def _tsv(file: str, columns: Columns) -> Iterator[Block]:
@@ -77,47 +87,38 @@ def _tsv(file: str, columns: Columns) -> Iterator[Block]:
     for first, texts, problems in lines(file):
         skipped = 0
         if form is None:
-            form = laid_out(file, texts[0].split("\t"), columns)
+            form = _layout(file, texts[0].split("\t"), columns, problems)
             skipped = int(form.header)
         cells = [text.split("\t") for text in texts[skipped:]]
         yield _of_cells(file, form, range(first + skipped, first + len(texts)), cells, problems)
 
 
 def _csv(file: str, columns: Columns) -> Iterator[Block]:
-    problems: list[Problem] = []
     form: Layout | None = None
-    reader = csv.reader(_with_ends(file, problems), strict=True)
-    ended = False
-    while not ended:
-        where: list[int] = []
-        cells: list[list[str]] = []
-        try:
-            while len(cells) < _ROWS:
-                line = reader.line_num + 1
-                cells.append(next(reader))
-                where.append(line)
-        except StopIteration:
-            ended = True
-        except csv.Error as error:  # what follows cannot be told apart any more
-            problems.append(Problem(file, reader.line_num, "lines that are not CSV", f"not CSV: {error}"))
-            ended = True
-        if form is None and cells:
-            form = laid_out(file, cells[0], columns)
-            where, cells = where[form.header :], cells[form.header :]
+    records = Records(file)
+    while not records.ended:
+        where, cells = records.block()
         if form is None:
-            raise DataError(str(problems[0]))
-        yield _of_cells(file, form, where, cells, problems)
-        problems.clear()
+            form = _layout(file, cells[0] if cells else [], columns, records.problems)
+            where, cells = where[form.header :], cells[form.header :]
+        yield _of_cells(file, form, where, cells, records.problems, returns=True)
+        records.problems.clear()
 
 
-def _with_ends(file: str, problems: list[Problem]) -> Iterator[str]:
-    for block in lines(file, keep_ends=True):
-        problems += block.problems
-        yield from block.texts
+def _layout(file: str, first: Sequence[str], columns: Columns, problems: Sequence[Problem]) -> Layout:
+    """From the cells of the first line; raises DataError where it cannot be read: all others depend on it."""
+    if not any(first):
+        raise DataError(str(problems[0]) if problems else f"{file}:1: an empty line; remove it")
+    return laid_out(file, first, columns)
 
 
 def _of_cells(
-    file: str, form: Layout, where: Sequence[int], cells: list[list[str]], problems: Sequence[Problem]
+    file: str,
+    form: Layout,
+    where: Sequence[int],
+    cells: list[list[str]],
+    problems: Sequence[Problem],
+    returns: bool = False,
 ) -> Block:
     """The pairs of lines that were cut into cells."""
     found, width = Problems(problems), len(form.names)
@@ -132,7 +133,8 @@ def _of_cells(
                 )
         where = [line for line, _ in pairs if line not in found.lines]
         cells = [row for line, row in pairs if line not in found.lines]
-    return _sound(file, file, where, [row[form.source] for row in cells], [row[form.target] for row in cells], found)
+    sources, targets = ([row[place] for row in cells] for place in (form.source, form.target))
+    return _sound(file, file, where, sources, targets, found, returns)
 
 
 def _jsonl(file: str, columns: Columns) -> Iterator[Block]:
@@ -160,51 +162,53 @@ def _object(file: str, line: int, text: str, found: "Problems") -> dict[str, Any
         found.add(file, line, EMPTY, "an empty line; remove it")
         return None
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=_once)
+        why = None if isinstance(row, dict) else f"a JSON object is needed, not {_KINDS[type(row)]}"
+    except DataError as error:
+        why = str(error)
+    except RecursionError:
+        why = "not JSON that can be read: lists or objects within each other, too many of them"
     except ValueError as error:
-        found.add(file, line, "lines that are not JSON", f"not JSON: {str(error).partition(':')[0].lower()}")
-        return None
-    if isinstance(row, dict):
+        why = f"not JSON: {str(error).partition(':')[0].lower()}; each line holds an object"
+    if why is None:
         return row
-    found.add(file, line, "lines that are not JSON", f"a JSON object is needed, not {type(row).__name__}")
+    found.add(file, line, "lines that are not JSON", why)
     return None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose names is repeated: a later value would replace an earlier one without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DataError(f"{next(name for name in row if names.count(name) > 1)!r} is there twice; remove one")
+    return row
+
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def _no_text(row: dict[str, Any], name: str) -> str:
     if name not in row:
         return f"there is no {name!r}{nearest(name, row)}"
-    return f"{name!r} is {json.dumps(row[name])[:40]}; a text is needed"
+    value = row[name]
+    shown = _KINDS[type(value)] if isinstance(value, dict | list) else json.dumps(value)[:40]
+    return f"{name!r} is {shown}; a text is needed"
 
 
 def _parquet(file: str, columns: Columns) -> Iterator[Block]:
-    form, first = layout((file,), columns), 1
-    names = [form.names[form.source], form.names[form.target]]
-    for batch in _opened_parquet(file).iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(names))):
-        found = Problems()
-        sources, targets = (batch.column(name).to_pylist() for name in names)
-        for i, pair in enumerate(zip(sources, targets, strict=True)):
-            for name, text in zip(names, pair, strict=True):
-                if not isinstance(text, str):
-                    found.add(
-                        file,
-                        first + i,
-                        "rows without texts",
-                        f"row {first + i}: {name!r} is {text!r}; a text is needed",
-                    )
+    for first, sources, targets, found in parquet.rows(file, columns):
         kept = [i for i in range(len(sources)) if first + i not in found.lines]
         where = [first + i for i in kept]
         yield _sound(file, file, where, [sources[i] for i in kept], [targets[i] for i in kept], found, returns=True)
-        first += len(batch)
-
-
-def _opened_parquet(file: str) -> Any:
-    parquet = extra("pyarrow.parquet", "train")
-    try:
-        return parquet.ParquetFile(file)
-    except OSError as error:
-        raise DataError(f"{file}: {(error.strerror or str(error)).lower()}") from None
-    except Exception as error:  # pyarrow's own
-        raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def _parallel(source: str, target: str) -> Iterator[Block]:

@@ -20,10 +20,19 @@ NAMES = (
 
 
 class Columns(NamedTuple):
-    """Which columns hold source and target: their names, or their numbers from 1; None: what can only be meant."""
+    """Which columns hold source and target: their names, or their numbers from 1; None: what can only be meant.
+
+    alone: sources are read without targets, which then need not be there.
+    """
 
     source: str | int | None = None
     target: str | int | None = None
+    alone: bool = False
+
+    @property
+    def sides(self) -> tuple[str | int | None, ...]:
+        """The columns that are read."""
+        return (self.source,) if self.alone else (self.source, self.target)
 
 
 ANY = Columns()
@@ -42,45 +51,59 @@ class Layout:
 
 def laid_out(file: str, first: Sequence[str], columns: Columns) -> Layout:
     """From the cells of a first line, which may be names or already a pair."""
-    wanted = [column for column in columns if isinstance(column, str)]
-    pair = next((pair for pair in NAMES if set(pair) <= {cell.strip().lower() for cell in first}), None)
-    header = bool(wanted) or (pair is not None and columns == ANY)
+    given = [column for column in columns.sides if column is not None]
+    header = any(isinstance(column, str) for column in given) or (not given and _known(first, columns) is not None)
     names = tuple(cell.strip() if header else str(number) for number, cell in enumerate(first, start=1))
     return named(file, 1, names, columns, header)
 
 
 def named(file: str, line: int | None, names: tuple[str, ...], columns: Columns, header: bool = True) -> Layout:
     """Which of the columns of these names hold source and target."""
-    lower = [name.lower() for name in names]
-    known = next((pair for pair in NAMES if set(pair) <= set(lower)), None)
+    known, place = _known(names, columns) if header else None, f"{file}{'' if line is None else f':{line}'}"
     places = []
-    for side, column in enumerate(columns):
+    for side, column in enumerate(columns.sides):
         key = f"data.{('source', 'target')[side]}_column"
-        if column is None and known and header:
-            places.append(lower.index(known[side]))
-        elif column is None and len(names) == 2:
+        if len(names) == 1 and columns.alone:
+            places.append(0)
+        elif column is not None:
+            places.append(_place(file, place, names, column, key))
+        elif known:
+            places.append(_only(place, [name.lower() for name in names], known[side]))
+        elif len(names) == 2:
             places.append(side)
-        elif column is None:
+        else:
             raise DataError(
-                f"{file}{'' if line is None else f':{line}'}: {counted(len(names), 'column')}, and a pair has 2"
+                f"{place}: {counted(len(names), 'column')}, and a pair has 2"
                 f"{' (' + ', '.join(names) + ')' if header else ''}; say which by {key}"
             )
-        else:
-            places.append(_place(file, names, column, key))
-    if places[0] == places[1]:
+    if not columns.alone and places[0] == places[1]:
         other = "data.target_column" if columns.target is None else "data.source_column"
         raise DataError(f"{file}: source and target are both column {names[places[0]]!r}: set {other} too")
-    return Layout(names, places[0], places[1], header)
+    return Layout(names, places[0], places[-1], header)
 
 
-def _place(file: str, names: Sequence[str], column: str | int, key: str) -> int:
+def _known(names: Sequence[str], columns: Columns) -> tuple[str, str] | None:
+    """The names that are understood, where there are any; for sources that are read alone, the first is enough."""
+    lower = {name.strip().lower() for name in names}
+    both = next((pair for pair in NAMES if lower.issuperset(pair)), None)
+    return both or next((pair for pair in NAMES if columns.alone and pair[0] in lower), None)
+
+
+def _place(file: str, place: str, names: Sequence[str], column: str | int, key: str) -> int:
     if isinstance(column, int):
         if not 1 <= column <= len(names):
             raise DataError(f"{file}: {key} is {column}, and there are {counted(len(names), 'column')}")
         return column - 1
     if column not in names:
         raise DataError(f"{file}: there is no column {column!r}, which {key} names{nearest(column, names)}")
-    return list(names).index(column)
+    return _only(place, names, column)
+
+
+def _only(place: str, names: Sequence[str], name: str) -> int:
+    """Where the column of that name is; raises DataError where several have it."""
+    if (count := list(names).count(name)) > 1:
+        raise DataError(f"{place}: {count} columns are called {name!r}; rename all but the one that is meant")
+    return list(names).index(name)
 
 
 def counted(number: int, what: str) -> str:

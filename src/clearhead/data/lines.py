@@ -1,13 +1,25 @@
 """The lines of text files, plain or gzip, by blocks, so that memory does not depend on the file."""
 
 import gzip
+import os
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from clearhead.errors import DataError
 
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20
+_LONGEST = 1 << 28
+"""Bytes of a line. A longer one is no text, and would fill the memory."""
+_FOREIGN = {
+    b"\xff\xfe": "UTF-16; save the file as UTF-8",
+    b"\xfe\xff": "UTF-16; save the file as UTF-8",
+    b"\x1f\x8b": "gzip data; let the name of the file end in .gz",
+    b"PK\x03\x04": "a zip archive or a spreadsheet; save the table as CSV in UTF-8",
+    b"PAR1": "Parquet; let the name of the file end in .parquet",
+}
+"""How files begin that are no text, and what to do about it."""
 
 
 class Problem(NamedTuple):
@@ -47,58 +59,119 @@ class Lines(NamedTuple):
 
 
 def lines(file: str, keep_ends: bool = False) -> Iterator[Lines]:
-    """The lines of a text file, in blocks; a line that is not UTF-8 is empty, with a problem.
+    """The lines of a text file, in blocks of at least one; a line that is not UTF-8 is empty, with a problem.
 
     Without keep_ends, the ends of lines are taken off: \\n, or \\r\\n.
 
-    Raises DataError for a file that is missing or empty.
+    Raises DataError for a file that cannot be read, is empty, or is no text.
     """
     number = 1
     for chunk in chunks(file):
+        if number == 1:
+            chunk = begun(file, chunk)
         problems: list[Problem] = []
         try:
-            texts = chunk.decode("utf-8-sig" if number == 1 else "utf-8").split("\n")
+            texts = chunk.decode().split("\n")
         except UnicodeDecodeError:
-            raw = chunk.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").split(b"\n")
-            texts = [_decoded(line, file, number + i, problems) for i, line in enumerate(raw)]
-        if not texts[-1]:  # behind the last end of a line there is no line
+            texts = [_decoded(line, file, number + i, problems) for i, line in enumerate(chunk.split(b"\n"))]
+        if not texts[-1]:  # after the last end of a line there is no line
             texts.pop()
         if keep_ends:
             texts = [f"{text}\n" for text in texts]
         elif b"\r" in chunk:
             texts = [text.removesuffix("\r") for text in texts]
-        yield Lines(number, texts, problems)
+        if texts:
+            yield Lines(number, texts, problems)
         number += len(texts)
     if number == 1:
         raise DataError(f"{file}: an empty file")
+
+
+def begun(file: str, chunk: bytes) -> bytes:
+    """The first lines without a mark of their encoding; raises DataError where they cannot be lines of UTF-8."""
+    if foreign := next((begin for begin in _FOREIGN if chunk.startswith(begin)), None):
+        raise DataError(f"{file}:1: {_FOREIGN[foreign]}")
+    if b"\n" not in chunk and b"\r" in chunk.rstrip(b"\r"):
+        raise DataError(f"{file}:1: carriage returns alone end no lines; save the file with line feeds")
+    return chunk.removeprefix(b"\xef\xbb\xbf")
 
 
 def _decoded(raw: bytes, file: str, number: int, problems: list[Problem]) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        message = f"not UTF-8 (byte 0x{raw[error.start]:02X}); save the file as UTF-8"
-        problems.append(Problem(file, number, "lines that are not UTF-8", message))
+        problems.append(Problem(file, number, "lines that are not UTF-8", not_utf8(raw[error.start])))
         return ""
+
+
+def not_utf8(byte: int) -> str:
+    return f"not UTF-8 (byte 0x{byte:02X}); save the file as UTF-8"
 
 
 def chunks(file: str) -> Iterator[bytes]:
     """The bytes of a file, plain or gzip, in chunks of whole lines; raises DataError where it cannot be read."""
-    rest = b""
+    return whole_lines(_read(file), file)
+
+
+def whole_lines(reads: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """Bytes as they were read, cut where lines end."""
+    rest: list[bytes] = []
+    number, size = 1, 0
+    for read in reads:
+        end = read.rfind(b"\n") + 1
+        if end:
+            yield b"".join([*rest, read[:end]])
+            number += read.count(b"\n")
+            rest, size = [], 0
+        rest.append(read[end:])
+        size += len(read) - end
+        if size > _LONGEST:
+            raise DataError(f"{name}:{number}: a line of more than {_LONGEST >> 20:,} MiB")
+    if size:
+        yield b"".join(rest)
+
+
+def _read(file: str) -> Iterator[bytes]:
+    begun = False
     try:
-        with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as opened:
+        require_file(file)
+        with _opened(file) as opened:
             while read := opened.read(_CHUNK):
-                end = read.rfind(b"\n") + 1
-                if end:
-                    yield rest + read[:end]
-                    rest = read[end:]
-                else:
-                    rest += read
-        if rest:
-            yield rest
-    except (EOFError, zlib.error):
-        raise DataError(f"{file}: the gzip file is damaged, or ends in its middle") from None
-    except gzip.BadGzipFile:
-        raise DataError(f"{file}: not a gzip file, although its name ends in .gz") from None
-    except OSError as error:
-        raise DataError(f"{file}: {(error.strerror or str(error)).lower()}") from None
+                begun = True
+                yield read
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{file}: {_damage(error, begun)}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: {unreadable(error)}") from None
+
+
+def _opened(file: str) -> IO[bytes]:
+    return gzip.open(file) if file.endswith(".gz") else open(file, "rb")  # type: ignore[return-value]
+
+
+def require_file(file: str) -> None:
+    """Raise DataError for a pipe or a device: files are read several times. A folder is refused by who opens it."""
+    mode = os.stat(file).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{file}: a pipe or a device, which cannot be read twice; write its content into a file")
+
+
+def unreadable(error: Exception) -> str:
+    """What the system says of a file, in the words of our messages."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _damage(error: Any, begun: bool) -> str:
+    """What is wrong with a gzip file, of which some bytes may have been read."""
+    said = str(error)
+    if isinstance(error, EOFError):
+        return "the gzip file is damaged, or ends in its middle"
+    if said.startswith("Not a gzipped"):
+        return (
+            "what follows the gzip data is none; cut it off"
+            if begun
+            else "not a gzip file, although its name ends in .gz"
+        )
+    if said.startswith(("CRC", "Incorrect length")):
+        return "the gzip file is damaged: its content is not what its checksum says"
+    return f"the gzip file is damaged: {said.lower()}"

@@ -33,10 +33,10 @@ class Source(ABC):
         """How many pairs a split has; raises DataError where one of them cannot be learnt from."""
         return sum(1 for _ in self.pairs(split))
 
-    def blocks(self, split: Split, rows: int = 10_000) -> Iterator[tuple[list[str], list[str]]]:
-        """The pairs as lists of sources and targets, so many at a time."""
+    def blocks(self, split: Split) -> Iterator[tuple[list[str], list[str]]]:
+        """The pairs as lists of sources and targets, some thousands at a time."""
         pairs = self.pairs(split)
-        while block := list(islice(pairs, rows)):
+        while block := list(islice(pairs, 10_000)):
             yield [source for source, _ in block], [target for _, target in block]
 
     def where(self, split: Split, number: int, side: str = "source") -> str:

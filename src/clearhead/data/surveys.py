@@ -114,12 +114,10 @@ class _Count:
                 if block.sources:
                     self._block(block)
         except DataError as error:
-            refused["files"] = Finding("files that cannot be read", 1, [str(error)])
+            refused["files"] = Finding("files that training cannot use", 1, [str(error)])
         self.report.refused = list(refused.values())
         if self.numbers:
             self._whole(np.concatenate(self.numbers, axis=1))
-        elif not refused:
-            self.report.refused.append(Finding("files without pairs", 1, [", ".join(self.report.files)]))
         return self.report
 
     def hashes(self) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import overload
 
@@ -11,9 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_model, save
 
-from clearhead.data import BOS, EOS, Ragged, Tokenizer
-from clearhead.data.checks import check_lengths, check_texts
-from clearhead.errors import ConfigError, InputError, RunError
+from clearhead.data import BOS, EOS, Ragged, SourceTexts, Tokenizer
+from clearhead.data.checks import check_lengths, check_texts, too_long, unusable
+from clearhead.data.texts import Asked, in_blocks
+from clearhead.errors import ConfigError, DataError, InputError, RunError
 from clearhead.maps import AttentionMap, Softmax
 from clearhead.nn import Hypothesis, Seq2Seq, generate, maps
 from clearhead.patterns import parse
@@ -71,30 +70,67 @@ class Model:
 
     def predict_each(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | SourceTexts,
         *,
         beam: int | None = None,
         n_best: int = 1,
         truncate: bool = False,
         unfamiliar: Callable[[list[str]], None] | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[str, list[Prediction]]]:
         """Each text with its `n_best` predictions, in their order, in memory that does not grow with their number.
 
-        unfamiliar: is told what training never saw, once. Other arguments are as for `predict`.
+        unfamiliar: is told what training never saw, once. refused: is told of each text that arrives, such as through a
+        pipe, and cannot be read; its predictions are none, and others go on. Any other text that cannot be read raises
+        DataError, those of files before anything is predicted. Other arguments are as for `predict`.
         """
-        known: set[str] = set()
-        place = getattr(texts, "where", None)
-        stream, first = iter(texts), 0
-        while block := list(islice(stream, _BLOCK)):
-            strange = [part for part in self.unfamiliar(block) if part not in known]
+        beam = self._beam(beam, n_best)
+        if isinstance(texts, SourceTexts):
+            for block in texts.known():
+                self._read(block, truncate)
+        known, first = set[str](), True
+        for block in texts.blocks(_BLOCK) if isinstance(texts, SourceTexts) else in_blocks(texts, _BLOCK):
+            rows = self._read(block, truncate, refused)
+            read = [text for text, row in zip(block.texts, rows, strict=True) if row is not None]
+            strange = [part for part in self.unfamiliar(read) if part not in known]
             if strange and unfamiliar:
                 unfamiliar(strange)
             known.update(strange[: _BLOCK - len(known)])
-            where = place and partial(_from, place, first)
-            yield from zip(block, self._predict(block, beam, n_best, truncate, where), strict=True)
-            first += len(block)
-        if not first:
+            found = iter(self._found([row for row in rows if row is not None], beam, n_best))
+            for text, row in zip(block.texts, rows, strict=True):
+                yield text, [] if row is None else next(found)
+            first = False
+        if first:
             check_texts([])
+
+    def _read(
+        self, asked: Asked, truncate: bool, refused: Callable[[str], None] | None = None
+    ) -> list[list[int] | None]:
+        """The tokens of each text; of one that cannot be read, None where that is said, else DataError."""
+        whys = [self._unreadable(text) for text in asked.texts]
+        tokens = iter(self.source_tokenizer.encode([t for t, why in zip(asked.texts, whys, strict=True) if not why]))
+        limit = self.config.model.max_length
+        rows: list[list[int] | None] = []
+        for number, (text, why) in enumerate(zip(asked.texts, whys, strict=True)):
+            row = None if why else next(tokens)
+            if row and len(row) > limit and not truncate:
+                why, row = too_long(text, len(row), limit), None
+            if why and not (refused and asked.arriving):
+                raise DataError(f"{asked.where(number)}: {why}")
+            if why and refused:
+                refused(f"{asked.where(number)}: {why}")
+            rows.append(row and row[:limit])
+        return rows
+
+    def _unreadable(self, text: str) -> str | None:
+        """Why a text has no tokens, None where it has."""
+        if why := unusable(text):
+            return why
+        try:
+            self.source_tokenizer.check([text])
+        except InputError as error:
+            return str(error)
+        return None
 
     @overload
     def predict(
@@ -114,29 +150,26 @@ class Model:
         beam: hypotheses that are kept while searching; None: as configured, 1: greedy. At least n_best.
         truncate: cut texts longer than the model reads, instead of raising DataError.
         """
-        found = self._predict(texts, beam, n_best or 1, truncate)
+        count = n_best or 1
+        beam = self._beam(beam, count)
+        check_texts(texts)
+        tokens = self.source_tokenizer.encode(texts)
+        found = self._found(check_lengths(texts, tokens, self.config.model.max_length, truncate), beam, count)
         return [best[0].text for best in found] if n_best is None else found
 
-    def _predict(
-        self,
-        texts: Sequence[str],
-        beam: int | None,
-        n_best: int,
-        truncate: bool,
-        where: Callable[[int], str] | None = None,
-    ) -> list[list[Prediction]]:
+    def _beam(self, beam: int | None, n_best: int) -> int:
         beam = max(self.config.decode.beam, n_best) if beam is None else beam
         if not 1 <= n_best <= beam:
             raise InputError(f"n_best is {n_best} and beam {beam}: 1 <= n_best <= beam is needed")
         if (problem := sizes.of_beam(beam, len(self.target_tokenizer))) is not None:
             raise InputError(f"beam is {beam:,}: {problem}")
-        check_texts(texts)
-        tokens = self.source_tokenizer.encode(texts)
-        rows = Ragged.of(check_lengths(texts, tokens, self.config.model.max_length, truncate, where))
+        return beam
+
+    def _found(self, rows: Sequence[Sequence[int]], beam: int, n_best: int) -> list[list[Prediction]]:
         decode = self.target_tokenizer.decode
         return [
             [Prediction(decode(one.tokens), one.score, one.finished) for one in best]
-            for best in self._search(rows, beam, n_best)
+            for best in self._search(Ragged.of(rows), beam, n_best)
         ]
 
     def unfamiliar(self, texts: Sequence[str]) -> list[str]:
@@ -194,10 +227,6 @@ class Model:
         }
         made_with = {"source": self.source_tokenizer.digest, "target": self.target_tokenizer.digest}
         write_atomically(folder.model, lambda file: file.write(save(weights, made_with)))
-
-
-def _from(where: Callable[[int], str], first: int, number: int) -> str:
-    return where(first + number)
 
 
 def load(path: str | Path) -> Model:
