@@ -42,8 +42,8 @@ def kind_of(files: Sequence[str]) -> str:
     suffix = _suffix(files[0])
     if suffix not in FORMATS:
         raise DataError(
-            f"{files[0]}: a file of pairs ends in {', '.join(FORMATS)}, all but the last also with .gz; two parallel files "
-            "of lines are written with a comma between, such as train.en,train.de"
+            f"{files[0]}: a file of pairs ends in {', '.join(FORMATS)}, all but the last also with .gz; two parallel "
+            "files of lines are written with a comma between, such as train.en,train.de"
         )
     if suffix == ".parquet" and files[0].endswith(".gz"):
         raise DataError(f"{files[0]}: Parquet within gzip is not read; unpack it")
