@@ -6,6 +6,7 @@ The hooks are torch's global ones, because a hook on a module itself switches of
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +64,8 @@ class Frames:
 
     `follows(module)` says whether its functions are to be followed; None: it is but an operation of its caller, and has
     no frame of its own. `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when
-    one has computed its output and is still on top. A step is one call of the model, or of a part of it from outside.
+    one has computed its output and is still on top. `beside()` is in force as long as the hooks are. A step is one call
+    of the model, or of a part of it from outside.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class Frames:
         follows: Callable[[nn.Module], bool | None],
         changed: Callable[[], None],
         done: Callable[[Frame, Any, Any, Any], None],
+        beside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.paths = paths_of(model)
-        self._follows, self._changed, self._done = follows, changed, done
+        self._follows, self._changed, self._done, self._beside = follows, changed, done, beside
         self._thread, self._lock = threading.local(), threading.Lock()
         self._handles: list[Any] = []
+        self._installed = ExitStack()
         self._watching: int | None = None  # the thread that watches
         self._steps = self._own = 0  # passes so far, and those of that thread
         self.elsewhere: set[int] = set()
@@ -132,12 +136,14 @@ class Frames:
             return back
 
     def _install(self) -> None:
+        self._installed.enter_context(self._beside())
         self._handles = [
             register_module_forward_pre_hook(self._before),
             register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
 
     def _remove(self) -> None:
+        self._installed.close()
         for handle in self._handles:
             handle.remove()
             # torch (2.13) forgets this entry, and would go on taking the slow way through each call

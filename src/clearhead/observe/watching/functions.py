@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,14 @@ from clearhead.maps import is_applying
 from clearhead.observe.watching.attended import Line, attention_map, four, logits_map
 from clearhead.observe.watching.compiled import FLEX
 from clearhead.observe.watching.frames import says_cross
-from clearhead.observe.watching.torch_modules import of_multi_head_attention_forward
+from clearhead.observe.watching.torch_modules import (
+    bound,
+    layer_call,
+    multi_head_call,
+    native_call,
+    of_multi_head_attention_forward,
+    of_native,
+)
 
 _PRODUCTS = {
     torch.matmul, torch.bmm, torch.einsum, torch.baddbmm,
@@ -58,6 +66,8 @@ class Functions(TorchFunctionMode):
         self._handlers: dict[Any, Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._sdpa,
             F.multi_head_attention_forward: self._multi_head,
+            torch._native_multi_head_attention: partial(self._native, native_call),
+            torch._transformer_encoder_layer_fwd: partial(self._native, layer_call),
             torch.ops.higher_order.flex_attention: self._flex,
             **dict.fromkeys(_SOFTMAXES, self._softmax),
             **dict.fromkeys(_PRODUCTS, self._product),
@@ -128,7 +138,7 @@ class Functions(TorchFunctionMode):
     def _sdpa(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         out = func(*args, **kwargs)
         if not is_applying():
-            call = _bound(_SDPA, args, kwargs)
+            call = bound(_SDPA, args, kwargs)
             q, k = call["query"], call["key"]
             if q.is_nested or k.is_nested:
                 self._watch.cannot_see(self._watch.frame.path, "attention of nested tensors")
@@ -146,10 +156,18 @@ class Functions(TorchFunctionMode):
         return out
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The function behind nn.MultiheadAttention, called by someone else."""
+        """The function behind nn.MultiheadAttention, called by it or by someone else."""
         with self._watch.hidden():
             out = func(*args, **kwargs)
-            of_multi_head_attention_forward(self._watch, _bound(_MULTI_HEAD, args, kwargs), out[0])
+            of_multi_head_attention_forward(self._watch, multi_head_call(args, kwargs), out[0])
+        return out
+
+    def _native(self, read: Callable[..., dict[str, Any]], func: Any, args: Any, kwargs: Any) -> Any:
+        """The fast path of nn.MultiheadAttention, or of a layer of an encoder."""
+        out = func(*args, **kwargs)
+        with self._watch.looking():
+            call = read(args, kwargs)
+        of_native(self._watch, call)
         return out
 
     def _flex(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -228,15 +246,8 @@ def _same_samples(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return q.expand(b, -1, -1, -1), k.expand(b, -1, -1, -1)
 
 
-def _bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
-    call = signature.bind(*args, **kwargs)
-    call.apply_defaults()
-    return call.arguments
-
-
 def _sdpa_signature(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):  # type: ignore[no-untyped-def]
     """scaled_dot_product_attention is a builtin, which has no signature of its own."""
 
 
 _SDPA = inspect.signature(_sdpa_signature)
-_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)

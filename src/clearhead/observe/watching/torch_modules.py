@@ -1,12 +1,19 @@
 """Attention of `torch.nn.MultiheadAttention` and the layers built on it, projected again from what came in.
 
-A function mode would switch off the fused fast path of these modules, and their outputs would differ: so the mode steps
-aside while they run, and their queries and keys are computed a second time, which costs a share of a projection.
+All of them attend in one of three functions, which are seen with their arguments: so what ran is known, whatever a
+subclass, a hook, a parametrization or a replaced part made of them. Their queries and keys are computed a second time,
+which costs a share of a projection.
+
+Two of the functions are a fused fast path, which these modules take unless a function mode is on. A watch is one, and
+the outputs would differ in their last bits: so `fast_path_open` lets them ask as if it were not.
 
 Shapes: B samples, Nq queries, Nk keys, E width, H heads, D = E / H.
 """
 
 import inspect
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,105 +22,137 @@ from torch.nn import functional as F
 
 from clearhead.maps import SoftmaxMap
 from clearhead.observe.watching.attended import attention_map, four
+from clearhead.observe.watching.replacing import replaced
 
-_FORWARDS = (nn.MultiheadAttention.forward, nn.TransformerEncoderLayer.forward, nn.TransformerEncoder.forward)
+HOW = "torch.nn.MultiheadAttention"
+_ASKING = ("torch.nn.modules.activation", "torch.nn.modules.transformer", __name__)
+"""Who may ask: these modules, and a watch within a watch on their behalf."""
 
 
-def steps_aside(module: nn.Module) -> bool:
-    """Does the module ask whether a mode is on before it takes its fast path? Subclasses that run as torch's do."""
-    return getattr(type(module), "forward", None) in _FORWARDS  # scripted modules have none
+def fast_path_open(paused: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+    """Within the block, PyTorch's modules choose their path as if the mode that `paused` takes away were not on."""
+
+    def over(given: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        def has_torch_function(args: Any) -> bool:
+            if sys._getframe(1).f_globals.get("__name__") not in _ASKING:
+                return given(args)
+            with paused():
+                return given(args)
+
+        return has_torch_function
+
+    return replaced(torch.overrides, "has_torch_function", over)
 
 
 def follows(module: nn.Module) -> bool | None:
     """Are the functions that a module calls to be followed? None: it is a single operation of torch, its caller's.
 
-    Not those of modules that step aside; nor those of Clearhead's own, which attend by maps that speak for themselves.
+    Not those of Clearhead's own modules, which attend by maps that speak for themselves.
     """
     family = type(module).__module__
     if family.startswith("torch.nn.modules.") and not module._modules:
         return None
-    return not steps_aside(module) and not family.startswith("clearhead.")
-
-
-def is_multi_head(module: nn.Module) -> bool:
-    """Does it attend as `nn.MultiheadAttention`?"""
-    return type(module).forward is nn.MultiheadAttention.forward
-
-
-_MULTI_HEAD = inspect.signature(nn.MultiheadAttention.forward)
-_ENCODER_LAYER = inspect.signature(nn.TransformerEncoderLayer.forward)
-
-
-def reproject(watch: Any, frame: Any, args: Any, kwargs: Any, output: Any) -> None:
-    """Record what the module of `frame` attended to, from the arguments of its forward pass."""
-    module = frame.module
-    if is_multi_head(module):
-        call = _bound(_MULTI_HEAD, module, args, kwargs)
-        _record(watch, frame.path, module, call, output[0])
-        if watch.gives:
-            _give(watch, frame.path, _with_weights(module, call), output[0], module.batch_first)
-    elif type(module).forward is nn.TransformerEncoderLayer.forward and not frame.attended:  # the fast path
-        call = _bound(_ENCODER_LAYER, module, args, kwargs)
-        src = call["src"]
-        x = _normed(module.norm1, src) if module.norm_first else src
-        masks = {"attn_mask": call["src_mask"], "key_padding_mask": call["src_key_padding_mask"]}
-        path = watch.path_of(module.self_attn)
-        _record(watch, path or frame.path, module.self_attn, {"query": x, "key": x, "value": x, **masks})
-
-
-def _give(watch: Any, path: str, call: dict[str, Any], output: Tensor, batch_first: bool) -> None:
-    """Hand over what the heads put out before the projection that joins them, computed again."""
-    shape = call["num_heads"], batch_first, call["query"].dim() == 3
-    with watch.looking():
-        weight, bias = _projections(call)[4:]
-        v = _heads(F.linear(call["value"], weight, bias), *shape)
-        out = _map(call, batch_first)[0] @ _with_more_tokens(v, call["bias_v"], call)[0]
-    back = call["out_proj_weight"]
-    watch.give(path, output, lambda gradient: _heads(gradient @ back.to(gradient.dtype), *shape), out)
+    return not family.startswith("clearhead.")
 
 
 def of_multi_head_attention_forward(watch: Any, call: dict[str, Any], output: Tensor) -> None:
     """Record a call of `F.multi_head_attention_forward`, whose tensors are (N, B, E) or (N, E)."""
+    path = watch.frame.path
     if call["static_k"] is not None:
-        watch.cannot_see(watch.frame.path, "multi_head_attention_forward with static_k")
+        watch.cannot_see(path, "multi_head_attention_forward with static_k")
         return
-    _record_projected(watch, watch.frame.path, call, batch_first=False)
+    kept = None if watch.grad else _kept(output)
+    _record(watch, path, call, False, kept)
     if watch.gives:
-        _give(watch, watch.frame.path, call, output, batch_first=False)
+        _give(watch, path, call, output)
+
+
+def of_native(watch: Any, call: dict[str, Any]) -> None:
+    """Record a call of the fast path of `nn.MultiheadAttention`, or of an encoder layer: then of its `self_attn`.
+
+    Its tensors are (B, N, E), and it takes no gradient.
+    """
+    frame = watch.frame
+    inner = watch.path_of(getattr(frame.module, "self_attn", None))
+    _record(watch, frame.path if inner is None else inner, call, True)
+
+
+_NATIVE = inspect.signature(
+    lambda query, key, value, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, proj_bias, mask=None,
+    need_weights=True, average_attn_weights=True, mask_type=None: None
+)  # fmt: skip
+_LAYER = inspect.signature(
+    lambda src, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, proj_bias, use_gelu, norm_first, eps,
+    norm_weight_1, norm_bias_1, norm_weight_2, norm_bias_2, ffn_weight_1, ffn_bias_1, ffn_weight_2, ffn_bias_2,
+    mask=None, mask_type=None: None
+)  # fmt: skip
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+
+
+def multi_head_call(args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of `F.multi_head_attention_forward` by their names."""
+    return bound(_MULTI_HEAD, args, kwargs)
+
+
+def native_call(args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of `torch._native_multi_head_attention`, by the names of `F.multi_head_attention_forward`."""
+    given = bound(_NATIVE, args, kwargs)
+    return _as_multi_head(given, given["query"], given["key"])
+
+
+def layer_call(args: Any, kwargs: Any) -> dict[str, Any]:
+    """Those of the attention in `torch._transformer_encoder_layer_fwd`, likewise."""
+    given = bound(_LAYER, args, kwargs)
+    x = given["src"]
+    if given["norm_first"]:
+        x = F.layer_norm(x, (given["embed_dim"],), given["norm_weight_1"], given["norm_bias_1"], given["eps"])
+    return _as_multi_head(given, x, x)
+
+
+def _as_multi_head(given: dict[str, Any], query: Tensor, key: Tensor) -> dict[str, Any]:
+    """These functions take any mask for a boolean one, in which whatever is not 0 hides a key."""
+    hidden = None if given["mask"] is None else given["mask"].bool()
+    of_keys = given["mask_type"] == 1
+    return {
+        "query": query,
+        "key": key,
+        "num_heads": given["num_heads"],
+        "in_proj_weight": given["qkv_weight"],
+        "in_proj_bias": given["qkv_bias"],
+        "bias_k": None,
+        "add_zero_attn": False,
+        "use_separate_proj_weight": False,
+        "attn_mask": None if of_keys else hidden,
+        "key_padding_mask": hidden if of_keys else None,
+        "is_causal": False,
+        "need_weights": True,
+    }
+
+
+def bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    call = signature.bind(*args, **kwargs)
+    call.apply_defaults()
+    return call.arguments
 
 
 def _record(
-    watch: Any, path: str, module: nn.MultiheadAttention, call: dict[str, Any], output: Tensor | None = None
-) -> None:
-    kept = None if watch.grad or output is None else _kept(output)
-    _record_projected(watch, path, _with_weights(module, call), module.batch_first, kept)
-
-
-def _with_weights(module: nn.MultiheadAttention, call: dict[str, Any]) -> dict[str, Any]:
-    """The call with all that the module adds to it, by the names of `F.multi_head_attention_forward`."""
-    packed = module.in_proj_weight is not None
-    weights = {
-        "num_heads": module.num_heads,
-        "in_proj_weight": module.in_proj_weight,
-        "in_proj_bias": module.in_proj_bias,
-        "bias_k": module.bias_k,
-        "bias_v": module.bias_v,
-        "out_proj_weight": module.out_proj.weight,
-        "add_zero_attn": module.add_zero_attn,
-        "use_separate_proj_weight": not packed,
-        "q_proj_weight": module.q_proj_weight,
-        "k_proj_weight": module.k_proj_weight,
-        "v_proj_weight": module.v_proj_weight,
-    }
-    return {**call, **weights}
-
-
-def _record_projected(
     watch: Any, path: str, call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | None = None
 ) -> None:
     with watch.looking():
         A, cross = _map(call, batch_first, kept)
-    watch.record(A, "torch.nn.MultiheadAttention", cross, path)
+    watch.record(A, HOW, cross, path)
+
+
+def _give(watch: Any, path: str, call: dict[str, Any], output: Tensor) -> None:
+    """Hand over what the heads put out before the projection that joins them, computed again."""
+    shape = call["num_heads"], False, call["query"].dim() == 3
+    with watch.looking():
+        weight, bias = _projections(call)[4:]
+        v = _heads(F.linear(call["value"], weight, bias), *shape)
+        out = _map(call, False)[0] @ _with_more_tokens(v, call["bias_v"], call)[0]
+    back = call["out_proj_weight"]
+    watch.give(path, output, lambda gradient: _heads(gradient @ back.to(gradient.dtype), *shape), out)
 
 
 _ON_THE_WAY = ("Addmm", "Clone", "Mm", "Permute", "Squeeze", "T", "Transpose", "UnsafeView", "Unsqueeze", "View")
@@ -139,7 +178,7 @@ def _kept(output: Tensor) -> tuple[Tensor, Tensor] | None:
 def _map(call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | None = None) -> tuple[SoftmaxMap, bool]:
     """The map of the call, and whether it is of another sequence; from the queries and keys that were `kept`."""
     query, key, allowed = call["query"], call["key"], None
-    cross = query is not key
+    cross = not _same(query, key)
     if query.is_nested:  # how a TransformerEncoder hands padded batches to its layers
         query, allowed = _padded(query)
         key = query if not cross else _padded(key)[0]
@@ -151,6 +190,9 @@ def _map(call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | 
         k, extra = _with_more_tokens(k, call["bias_k"], call)
     else:
         (q, k), extra = kept, (call["bias_k"] is not None) + bool(call["add_zero_attn"])
+    if call["is_causal"] and call["key_padding_mask"] is None and not call["need_weights"]:
+        # the function then goes by this hint, and never looks at the mask that came with it
+        return attention_map(q, k, causal_from="beginnings", cross=cross), cross
     mask, bias = _masks(call, q.shape[0], heads)
     if extra:
         mask = (
@@ -160,6 +202,16 @@ def _map(call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | 
     if allowed is not None:
         mask = allowed[:, None, None] if mask is None else mask & allowed[:, None, None]
     return attention_map(q, k, mask=mask, bias=bias, cross=cross), cross
+
+
+def _same(query: Tensor, key: Tensor) -> bool:
+    """Are both one tensor, or views of it that were made alike? Modules transpose them on their way."""
+    if query is key:
+        return True
+    if query.is_nested or key.is_nested or query.shape != key.shape or query.stride() != key.stride():
+        return False
+    same = query.untyped_storage()._cdata == key.untyped_storage()._cdata
+    return same and query.storage_offset() == key.storage_offset()
 
 
 def _projections(call: dict[str, Any]) -> tuple[Any, ...]:
@@ -207,14 +259,3 @@ def _padded(x: Tensor) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(sample) for sample in x.unbind()], device=x.device)
     full = torch.nested.to_padded_tensor(x, 0.0)
     return full, torch.arange(full.shape[1], device=x.device) < lengths[:, None]
-
-
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """`x` normalised, without running the module, which would be followed."""
-    return norm.forward(x)
-
-
-def _bound(signature: inspect.Signature, module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    call = signature.bind(module, *args, **kwargs)
-    call.apply_defaults()
-    return dict(call.arguments)

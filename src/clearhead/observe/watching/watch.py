@@ -8,8 +8,9 @@ Attention is found where it is called, at the highest level that knows what it m
 
 1. Clearhead's own maps tell their observers;
 2. Hugging Face models ask an interface for the function that attends, which is wrapped (`hugging_face`);
-3. `nn.MultiheadAttention` and the layers built on it project again from their inputs (`torch_modules`);
-4. calls of PyTorch's functions, and products around a softmax, pass through a function mode (`functions`).
+3. functions of PyTorch that attend pass through a function mode (`functions`), those of `nn.MultiheadAttention` and the
+   layers built on it among them (`torch_modules`);
+4. so do products around a softmax.
 """
 
 import sys
@@ -37,7 +38,7 @@ from clearhead.observe.watching.faults import Given, brought
 from clearhead.observe.watching.frames import Frame, Frames, recomputing, says_cross
 from clearhead.observe.watching.functions import Functions
 from clearhead.observe.watching.outputs import token_residual
-from clearhead.observe.watching.torch_modules import follows, reproject, steps_aside
+from clearhead.observe.watching.torch_modules import fast_path_open, follows
 
 NAMES = tuple(field.name for field in fields(Statistics))
 Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], None]
@@ -120,8 +121,9 @@ class Watch(AbstractContextManager[Seen]):
         self._rows, self._samples, self._layers = rows, samples, layers
         self._keep, self.grad = keep_maps, grad
         self._outputs = outputs
-        self._frames = Frames(model, follows, self._changed, self._done)
         self._functions = Functions(self)
+        paused = self._functions.paused
+        self._frames = Frames(model, follows, self._changed, self._done, lambda: fast_path_open(paused))
         self._eager = compiled == "eager"
         self._seed, self._lock = seed, Lock()
         # .above: what to put back in a thread that runs compiled code; .asked: by whom our maps are applied
@@ -165,8 +167,6 @@ class Watch(AbstractContextManager[Seen]):
         self._functions.active(top is not None and top.followed)
 
     def _done(self, frame: Frame, args: Any, kwargs: Any, output: Any) -> None:
-        if steps_aside(frame.module):
-            reproject(self, frame, args, kwargs, output)
         if frame.compiled is not None and not frame.attended:
             self.cannot_see(frame.path, frame.compiled)
         if frame.calls:
@@ -245,9 +245,9 @@ class Watch(AbstractContextManager[Seen]):
 
     # what they do
 
-    def path_of(self, module: nn.Module) -> str | None:
+    def path_of(self, module: nn.Module | None) -> str | None:
         """The module's path in the watched model, or None."""
-        return self._frames.paths.get(module)
+        return None if module is None else self._frames.paths.get(module)
 
     def wants(self, name: str) -> bool:
         """Is this path among the layers to record?"""
