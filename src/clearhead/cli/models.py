@@ -86,13 +86,13 @@ def train(
             train(task, chosen, name, resume=resume, overwrite=overwrite, begun=begun)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(error.status) from None
     return []
 
 
 def _page(port: int | None, opens: bool) -> Any:
     """A block within which a page shows the run, in the first of the processes that train."""
-    from clearhead.train.run import is_first
+    from clearhead.train.processes import is_first
     from clearhead.view import PORT
     from clearhead.view.beside import Beside
 

@@ -1,50 +1,81 @@
-"""Ctrl-C: finish the step, save, stop."""
+"""Ctrl-C and SIGTERM: finish the step, save, stop."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 
 from clearhead.train.checkpoints import LAST
 from clearhead.train.folder import RunFolder
 from clearhead.train.task import Task, at_step_end
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(KeyboardInterrupt):
-    """Training was interrupted and saved; the message says how to go on."""
+    """A run was interrupted; the message says how to go on, and `status` is what the program ends with."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.status = 128 + number
 
 
 class Interrupt(Callback):
-    """While it is entered, the first SIGINT is remembered and answered at the end of the step; a second one is Python's
-    again.
+    """While it is entered, the signals end the run: they raise Interrupted.
 
-    Saving in the signal's own moment would lose the batch that is being computed.
+    While steps are computed the first one is remembered, and answered at the end of the step: to save in the signal's
+    own moment would lose the batch that is being computed. A second one ends it at once.
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        self.folder, self.asked = folder, False
-        self._before: Any = None
+        self.folder = folder
+        self.begun = False
+        """Is there a run to go on with?"""
+        self.asked, self.saved = 0, False
+        self._stepping = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+        self._before = self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _listen(self) -> dict[int, Any]:
+        """Take the signals, where a thread can; returns who had them."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._stepping and not self.asked:
+            self.asked = number
+            return
+        how = f"go on with --resume ({self.folder.path})" if self.begun else "nothing was begun"
+        raise Interrupted(f"interrupted: {how}", number)
+
+    def on_train_start(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
+        self._listen()  # Lightning has taken them since, and would end with status 0
+        self._stepping = True
 
     def on_train_batch_end(self, trainer: Trainer, task: Task, *_: Any) -> None:  # type: ignore[override]
-        asked = trainer.strategy.broadcast(self.asked) if trainer.world_size > 1 else self.asked
-        if asked and at_step_end(trainer) and not trainer.should_stop:
-            self.asked = True
+        if trainer.world_size > 1:  # one that is asked asks all
+            asked = torch.tensor(self.asked, device=trainer.strategy.root_device)
+            self.asked = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        if self.asked and at_step_end(trainer) and not trainer.should_stop:
             trainer.save_checkpoint(self.folder.checkpoints / LAST)
-            trainer.should_stop = True
-        elif trainer.should_stop:
-            self.asked = False  # the end came first: there is nothing to go on with
+            self.saved = trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
+        self._stepping = False
+
+    def check(self, step: int) -> None:
+        """Raise Interrupted where the run was stopped by a signal."""
+        if self.asked:
+            saved = f" at step {step} and saved" if self.saved else " after its last step"
+            raise Interrupted(f"interrupted{saved}: go on with --resume ({self.folder.path})", self.asked)

@@ -39,18 +39,20 @@ class Journal(Callback):
             self.writer = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.global_step + 1)
 
     def on_train_batch_end(self, trainer: Trainer, task: Task, *_: Any) -> None:  # type: ignore[override]
-        progress = task.clock.progress(trainer.global_step)
+        progress = task.progress(trainer.global_step)
         if progress < min(1.0, self._written + self.share):
             return
         self._written = progress
         loss, speed = self._meter.read(task.seen)
         if not math.isfinite(loss):
             step = trainer.global_step
+            if not trainer.is_global_zero:
+                raise SystemExit(2)  # the first process says it
             raise RunError(
                 f"the loss is {loss} at step {step}: lower train.learning_rate; earlier checkpoints are whole"
             )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.record(trainer, task, train_loss=loss, learning_rate=rate, tokens_per_second=speed * trainer.world_size)
+        self.record(trainer, task, train_loss=loss, learning_rate=rate, tokens_per_second=speed)
 
     def record(self, trainer: Trainer, task: Task, **values: float) -> None:
         """Append a record of numbers, and write them to TensorBoard."""
@@ -96,7 +98,7 @@ class Display(Callback):
         step = trainer.global_step
         loss, speed = self._meter.read(task.seen)
         left = int(task.clock.left(step))
-        note = f"loss {loss:.3f}, {speed * trainer.world_size:,.0f} tokens/s, {left // 60}:{left % 60:02d} left"
+        note = f"loss {loss:.3f}, {speed:,.0f} tokens/s, {left // 60}:{left % 60:02d} left"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=task.clock.progress(step), note=note)
         else:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import sys
 import warnings
@@ -16,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 
 from clearhead.data import Batches, Examples
 from clearhead.errors import ConfigError, RunError
-from clearhead.train import checkpoints, parts, precision, starting
+from clearhead.train import checkpoints, parts, precision, processes, starting
 from clearhead.train.config import TASKS, Config
 from clearhead.train.evaluation import Evaluation, validation_loss
 from clearhead.train.folder import RunFolder, write_text
@@ -27,6 +26,7 @@ from clearhead.train.judges import fitting
 from clearhead.train.material import Material, gather
 from clearhead.train.model import Model, build
 from clearhead.train.monitoring import Monitor
+from clearhead.train.processes import Others, is_first
 from clearhead.train.report import write_report
 from clearhead.train.scores import Example, evaluate, examples, headline, judge_of
 from clearhead.train.settings import read_config
@@ -53,8 +53,8 @@ def train(
     task, settings: as for `read_config`, or a Config. say: is told what happens (None: standard error). begun: is
     called with the run's folder once it is there. resume: go on from the newest checkpoint in the folder, with its
     configuration; when the duration is in steps or epochs, the weights become, bit for bit, those of a run that was
-    never stopped. overwrite: replace an older run. Raises RunError when the folder cannot be used, and Interrupted,
-    after a checkpoint was saved, on Ctrl-C.
+    never stopped. overwrite: replace an older run. Raises InputError where `name` is no plain name, RunError when the
+    folder cannot be used, and Interrupted, after a checkpoint was saved, on Ctrl-C and SIGTERM.
 
     With several devices the program is started once more for each of the others; these train along, and end here: what
     comes after `train` runs once.
@@ -65,41 +65,50 @@ def train(
     if config.score != "auto":
         judge_of(config.score)  # before anything is made
     run, say = folder_of(runs, config.task if name is None else name), say or _say
+    interrupt, others = Interrupt(run), Others(run.path)
     if not is_first():
-        return _along(run, resume)
-    with held(run, say, resume):
+        with interrupt:
+            return _along(run, resume, interrupt, others)
+    with interrupt, others, held(run, say, resume):
         if resume:
             config = _started(run, None if task in TASKS and not settings else config)
+            others.check(config)
+            interrupt.begun = True
             material = gather(config, say, run)
         else:
+            others.check(config)
             with starting.begun(run, overwrite) as new:
                 new.write_config(config)
                 material = gather(config, say, new)
+            interrupt.begun = True
         if begun:
             begun(run.path)
-        return _trained(run, config, material, resume, say)
+        model = _prepared(run, config, material, say)
+        others.ready()
+        _fit(run, model, material, resume, interrupt)
+        _finish(run, model, material, say)
+        return model
 
 
-def _trained(run: RunFolder, config: Config, material: Material, resume: bool, say: Say) -> Model:
-    """The model of a run that has begun, at the end of its training."""
+def _prepared(run: RunFolder, config: Config, material: Material, say: Say) -> Model:
+    """The model to train, with all that is decided, which is written into the run folder."""
     if (scored := _with_judge(config, material)) != config:
         say(f"judged as {scored.score}: --set score=… says otherwise")
-    model = _with_decisions(run, _new(scored, material), material.train, say)
-    _fit(run, model, material, resume)
-    _finish(run, model, material, say)
-    return model
+    return _with_decisions(run, _new(scored, material), material.train, say)
 
 
-def is_first() -> bool:
-    """Is this the first of the processes that train together, by what Lightning or torchrun tell each of them?"""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-
-
-def _along(run: RunFolder, resume: bool) -> NoReturn:
+def _along(run: RunFolder, resume: bool, interrupt: Interrupt, others: Others) -> NoReturn:
     """Train as one of the processes that are not the first, which has made the folder and all decisions."""
-    config = run.read_config()
-    material = gather(config, lambda _: None, run, along=True)
-    _fit(run, _new(_with_judge(config, material), material), material, resume)
+    interrupt.begun = True
+    try:
+        others.wait()
+        config = run.read_config()
+        material = gather(config, lambda _: None, run, along=True)
+        model = _new(_with_judge(config, material), material)
+        processes.begin_random(config.seed)
+        _fit(run, model, material, resume, interrupt)
+    except Interrupted as error:
+        raise SystemExit(error.status) from None
     raise SystemExit(0)
 
 
@@ -167,23 +176,23 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None:
-    """Let Lightning train; raises Interrupted when it was stopped by Ctrl-C."""
+def _fit(run: RunFolder, model: Model, material: Material, resume: bool, interrupt: Interrupt) -> None:
+    """Let Lightning train; raises Interrupted when it was stopped by a signal, RunError when a process was lost."""
     settings, checkpoint = model.config.train, checkpoints.newest(run.checkpoints) if resume else None
     valid = Batches(material.valid, 4 * model.config.data.batch_tokens, shuffle=False)
     chosen = _some(examples(material.source, "valid", judge_of(model.config.score)), settings.validation_samples)
-    journal, interrupt = Journal(run), Interrupt(run)
+    journal = Journal(run)
     evaluation = Evaluation(run, journal, valid, chosen, model)
     task = Task(model.module.train(), material.train, model.config)
     watching = model.config.monitor
     monitors: list[Callback] = [] if watching.every is None else [Monitor(journal, watching)]
     if watching.examples:
         monitors.append(Snapshots(run, model, typical(model, chosen, watching.examples)))
-    with _quiet(), interrupt, parts.threads(settings.parts or 1):
+    with _quiet(), parts.threads(settings.parts or 1):
         trainer = Trainer(
             accelerator="gpu" if _device().type == "cuda" else "cpu",
             devices=settings.devices,
-            strategy="ddp" if settings.devices > 1 else "auto",
+            strategy=processes.Processes() if settings.devices > 1 else "auto",
             precision=precision.lightning(settings.precision),
             max_steps=sys.maxsize,  # Evaluation ends it; with no limit Lightning miscounts after some resumes
             accumulate_grad_batches=settings.accumulate,
@@ -195,9 +204,19 @@ def _fit(run: RunFolder, model: Model, material: Material, resume: bool) -> None
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+        _run(trainer, task, checkpoint, run)
+    interrupt.check(trainer.global_step)
+
+
+def _run(trainer: Trainer, task: Task, checkpoint: Path | None, run: RunFolder) -> None:
+    try:
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
-    if interrupt.asked and trainer.is_global_zero:
-        raise Interrupted(f"interrupted at step {trainer.global_step} and saved: go on with --resume ({run.path})")
+    except SystemExit as ended:  # what Lightning makes of a KeyboardInterrupt
+        raise (ended.__context__ if isinstance(ended.__context__, Interrupted) else ended) from None
+    except RuntimeError as error:
+        if lost := processes.lost(trainer, error):
+            raise RunError(f"{lost}: go on with --resume ({run.path})") from None
+        raise
 
 
 class _quiet(warnings.catch_warnings):

@@ -1,5 +1,6 @@
 """The training step, as Lightning wants it: loss, gradients normalised by tokens, optimizer, data of each process."""
 
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from clearhead.train.clock import Clock, learning_rate
 from clearhead.train.config import Config
 from clearhead.train.optimizers import make_optimizer
 from clearhead.train.parts import Parts
+from clearhead.train.processes import gathered
 
 
 def summed_loss(model: Seq2Seq, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -33,7 +35,7 @@ def at_step_end(trainer: Trainer) -> bool:
 
 
 class Seen(NamedTuple):
-    """What this process has computed since it started: a summed loss, the tokens it is of, tokens of both sides."""
+    """What was computed since the start: a summed loss, the tokens it is of, tokens of both sides."""
 
     loss: float = 0.0
     targets: int = 0
@@ -70,9 +72,14 @@ class Task(LightningModule):
         model.encoder.checkpoint = model.decoder.checkpoint = config.train.checkpoint
         self.batches: Batches
         self.clock: Clock
-        self.seen = Seen()
+        self._own = self._all = Seen()  # of this process, and at the end of the last step of all
         self.parts = Parts(config.train.parts or 1, model, self._loss, half=config.train.precision == "bfloat16")
         self._step_tokens = 0
+
+    @property
+    def seen(self) -> Seen:
+        """What all processes have computed since they started."""
+        return self._own if self.trainer.world_size == 1 else self._all
 
     def train_dataloader(self) -> Batches:
         """The batches of this process, and the clock that depends on their number."""
@@ -91,21 +98,24 @@ class Task(LightningModule):
         tokens = int((batch.target[:, 1:] != PAD).sum())
         self._step_tokens += tokens
         loss = self._loss(self.parts.start(batch))
-        self.seen = self.seen.after(float(loss.detach()), tokens, tokens + int((batch.source != PAD).sum()))
+        self._own = self._own.after(float(loss.detach()), tokens, tokens + int((batch.source != PAD).sum()))
         return loss * self.config.train.accumulate  # Lightning divides by it
 
     def _loss(self, batch: Batch) -> Tensor:
         return summed_loss(self.model, batch, self.config.train.label_smoothing)
 
     def on_after_backward(self) -> None:
-        self.seen = self.seen.after(self.parts.add(), 0, 0)
+        self._own = self._own.after(self.parts.add(), 0, 0)
         if at_step_end(self.trainer):  # callbacks see the gradients before `on_before_optimizer_step` here
             self._divide_by_tokens()
 
     def _divide_by_tokens(self) -> None:
         tokens = float(self._step_tokens)
         if self.trainer.world_size > 1:  # the gradients are means over processes by now
-            tokens = float(self.trainer.strategy.reduce(torch.tensor(tokens, device=self.device), reduce_op="mean"))
+            sums = torch.tensor([tokens, *self._own], dtype=torch.float64, device=self.device)
+            tokens, loss, targets, both = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            self._all = Seen(loss, int(targets), int(both))
+            tokens /= self.trainer.world_size
         self._step_tokens = 0
         torch._foreach_div_([p.grad for p in self.parameters() if p.grad is not None], tokens)
 
@@ -133,17 +143,31 @@ class Task(LightningModule):
         return make_optimizer(self.model, self.config.train)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        checkpoint["random"] = gathered(self.trainer, [torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
         checkpoint["elapsed"] = self.clock.elapsed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random = checkpoint["random"]
+        random = checkpoint["random"]
+        self._random = random if isinstance(random[0], list) else [random]  # older ones: of the first alone
         self._elapsed = checkpoint["elapsed"]
 
     def on_train_start(self) -> None:
         self.clock.start(getattr(self, "_elapsed", 0.0))
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        if random := self.__dict__.pop("_random", None):  # only now: what Lightning does before would draw from it
-            torch.set_rng_state(random[0].cpu())
-            torch.cuda.set_rng_state_all([state.cpu() for state in random[1:]])
+        if every := self.__dict__.pop("_random", None):  # only now: what Lightning does before would draw from it
+            self._draw_from(every)
+
+    def _draw_from(self, every: list[list[Tensor]]) -> None:
+        """Let random numbers go on where those of this process were."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        if len(every) != world and not rank:
+            print(
+                f"the checkpoint holds the random numbers of {len(every)} of {world} processes: "
+                "weights will differ from those of a run that was never stopped",
+                file=sys.stderr,
+                flush=True,
+            )
+        if rank < len(every):
+            torch.set_rng_state(every[rank][0].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in every[rank][1:]])
