@@ -5,7 +5,10 @@ import io
 import json
 import os
 import random
+import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,7 +135,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [("append", "train.tsv has changed since"), ("remove", "train.tsv is gone")]
+    ("change", "said"), [("append", "train.tsv has changed since"), ("remove", "cannot find what the run was started")]
 )
 def test_files_that_changed_are_not_resumed_from(change, said, folder, capsys, monkeypatch):
     def stop(*_, **__):
@@ -150,6 +153,39 @@ def test_files_that_changed_are_not_resumed_from(change, said, folder, capsys, m
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_scores_say_when_files_have_changed_or_cannot_be_found(folder, capsys, tmp_path_factory, monkeypatch):
+    trained("run", "train.duration=1 steps", "train.evaluations=1", test="valid.a.gz,valid.b.gz", **FILES)
+    before = load("runs/run")
+    os.utime("valid.a.gz")  # another date is no other file
+    (folder / "train.tsv").write_text("x\ty\n")  # which is not scored
+    assert command("evaluate", "runs/run", "--json") == 0
+    answer = capsys.readouterr()
+    assert answer.err == ""
+    shutil.copy("train.a.gz", "valid.a.gz")
+    shutil.copy("train.b.gz", "valid.b.gz")
+    assert command("evaluate", "runs/run", "--json") == 0
+    changed = capsys.readouterr()
+    for file in ("valid.a.gz", "valid.b.gz"):
+        assert f"{file} has changed since the run was started (" in changed.err
+    assert changed.err.count("\n") == changed.err.count(": the scores are of what it holds now\n") == 2
+    assert json.loads(changed.out)["examples"] > json.loads(answer.out)["examples"]
+
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.move("runs/run", elsewhere / "run")
+    monkeypatch.chdir(elsewhere)
+    assert command("evaluate", "run") == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"error: cannot find what the run was started with in {folder}: valid.a.gz (data.test), valid.b.gz "
+        "(data.test); run this in that folder, put them back, or write in run/config.yaml where they are now\n"
+    )
+    config = Path("run/config.yaml")
+    config.write_text(re.sub(r"(?m)^  - valid\.([ab])\.gz$", rf"  - {folder}/valid.\1.gz", config.read_text()))
+    assert command("evaluate", "run", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(changed.out)
+    assert before.predict(["dog runs"]) == load("run").predict(["dog runs"])
 
 
 @pytest.mark.parametrize("kind", ["bytes", "characters", "unigram", "words"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clearhead.errors import ConfigError
+from clearhead.errors import ConfigError, RunError
 from clearhead.train import Interrupted, checkpoints, load, read_config, train
 from clearhead.train.folder import RunFolder
 from clearhead.train.starting import begun
@@ -93,6 +93,85 @@ def test_wherever_it_is_interrupted(batch, never_stopped, tmp_path):
         _weights(tmp_path)
     with at_batch(25, _kill), pytest.raises(Killed):
         _weights(tmp_path, resume=True)
+    assert _equal(_weights(tmp_path, resume=True), never_stopped)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is needed")
+def test_a_full_disk_while_records_grow_loses_nothing(never_stopped, tmp_path):
+    run = RunFolder(tmp_path / "runs/run")
+
+    def fill() -> None:
+        run.metrics.unlink()
+        run.metrics.symlink_to("/dev/full")
+
+    with (
+        at_batch(33, fill),
+        pytest.raises(RunError, match=r"cannot write .*: No space left on device; go on with --resume \(.*run\)$"),
+    ):
+        _weights(tmp_path)
+    run.metrics.unlink()
+    assert checkpoints.newest(run.checkpoints).name == "step-000000014.ckpt"
+    assert _equal(_weights(tmp_path, resume=True), never_stopped)
+
+
+@pytest.mark.parametrize("most", [2_000, 100_000])  # bytes of a file: TensorBoard's cannot grow, or no checkpoint fits
+def test_a_full_disk_loses_nothing(most, never_stopped, tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            at_batch(33, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))),
+            pytest.raises(RunError, match=r"cannot write .*: File too large; (go on with --resume|what was there bef)"),
+        ):
+            _weights(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints.newest(RunFolder(tmp_path / "runs/run").checkpoints).name == "step-000000014.ckpt"
+    assert _equal(_weights(tmp_path, resume=True), never_stopped)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_it_at_once(number, status, tmp_path):
+    def twice() -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with (
+        at_batch(5, twice),
+        pytest.raises(Interrupted, match=r"^interrupted: go on with --resume \(.*run\)$") as caught,
+    ):
+        _weights(tmp_path)
+    assert caught.value.status == status
+    assert not (tmp_path / "runs/run/checkpoints/interrupted.ckpt").exists()
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("clearhead.train.run.gather", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"^interrupted: nothing was begun$") as caught:
+        _weights(tmp_path)
+    assert caught.value.status == 143
+    assert not [*(tmp_path / "runs").iterdir()]
+
+
+def test_sigterm_after_the_last_step_is_no_end(never_stopped, tmp_path, monkeypatch):
+    """The scheduler stops it while it is scored: that is done when it goes on."""
+    monkeypatch.setattr("clearhead.train.run.evaluate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"^interrupted: go on with --resume"):
+        _weights(tmp_path)
+    monkeypatch.undo()
+    assert _equal(_weights(tmp_path, resume=True), never_stopped)
+
+
+def test_an_older_checkpoint_is_gone_on_from(never_stopped, tmp_path):
+    """One of a process alone held its random state without those of others."""
+    with at_batch(23, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Interrupted):
+        _weights(tmp_path)
+    path = checkpoints.newest(RunFolder(tmp_path / "runs/run").checkpoints)
+    content = checkpoints.read(path)
+    (content["random"],) = content["random"]
+    torch.save(content, path)
     assert _equal(_weights(tmp_path, resume=True), never_stopped)
 
 

@@ -136,13 +136,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         bring_to_disk(path.parent)
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a failed write as RuntimeError
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise RunError(f"cannot write {path}: {why}; what was there before is whole") from error
+        raise RunError(f"cannot write {path}: {_reason(error)}; what was there before is whole") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said: torch and safetensors raise a RuntimeError of their own while they handle it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def bring_to_disk(folder: Path) -> None:

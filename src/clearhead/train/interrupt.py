@@ -56,8 +56,11 @@ class Interrupt(Callback):
         if self._stepping and not self.asked:
             self.asked = number
             return
-        how = f"go on with --resume ({self.folder.path})" if self.begun else "nothing was begun"
-        raise Interrupted(f"interrupted: {how}", number)
+        raise Interrupted(f"interrupted: {self.how_to_go_on()}", number)
+
+    def how_to_go_on(self) -> str:
+        """The end of a message about a run that did not come to its end."""
+        return f"go on with --resume ({self.folder.path})" if self.begun else "nothing was begun"
 
     def on_train_start(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         self._listen()  # Lightning has taken them since, and would end with status 0

@@ -1,18 +1,16 @@
 """What a training learns from: a source of pairs, tokenizers made from it, and its splits as tokens."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from clearhead.data import Batches, Examples, Files, Source, Tokenizer, open_source
 from clearhead.data.layouts import Columns
 from clearhead.data.sources import SPLITS, Split
 from clearhead.errors import ConfigError, DataError
+from clearhead.train import fingerprints
 from clearhead.train.config import Config, Data
 from clearhead.train.folder import RunFolder, write_text
 
@@ -71,8 +69,7 @@ def _made(source: Source, config: Config, run: RunFolder | None) -> Material:
     if run is not None:
         write_text(run.source, tokenizers[0].to_json())
         write_text(run.target, tokenizers[1].to_json())
-        files = {path: fingerprint(path) for path in _files(source)}
-        write_text(run.data, json.dumps({"pairs": counts, "files": files}, indent=2) + "\n")
+        fingerprints.write(run, source, counts)
     return Material(source, *tokenizers, train, valid)
 
 
@@ -80,8 +77,8 @@ def _gathered(source: Source, run: RunFolder) -> Material | None:
     """What an earlier start of the run has left, None where it did not come so far."""
     if not run.data.exists():
         return None
-    for path, known in json.loads(run.data.read_text(encoding="utf-8"))["files"].items():
-        _unchanged(path, known)
+    for words in fingerprints.changed(run, source):
+        raise DataError(f"{words}: put the old one back, or start another run")
     train, valid = (Examples.open(run.tokens, split) for split in ("train", "valid"))
     if train is None or valid is None:
         return None
@@ -111,32 +108,4 @@ def make_tokenizers(source: Source, data: Data, count: int) -> tuple[Tokenizer, 
     return (
         Tokenizer.train(ours.kind, texts(steps[0], 0), ours.size, data.lowercase),
         Tokenizer.train(theirs.kind, texts(steps[1], 1), theirs.size),
-    )
-
-
-def _files(source: Source) -> list[str]:
-    return [path for paths in source.files.values() for path in paths] if isinstance(source, Files) else []
-
-
-def fingerprint(path: str) -> dict[str, Any]:
-    """What tells whether a file is still the same."""
-    state = Path(path).stat()
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": digest}
-
-
-def _unchanged(path: str, known: dict[str, Any]) -> None:
-    """Raise DataError where a file is not what it was; a copy with another date is the same."""
-    try:
-        state = Path(path).stat()
-        same = (state.st_size, state.st_mtime_ns) == (known["bytes"], known["modified"])
-        if same or fingerprint(path)["sha256"] == known["sha256"]:
-            return
-    except FileNotFoundError:
-        raise DataError(f"{path} is gone, which the run was started with: put it back, or start another run") from None
-    then, now = f"{known['bytes']:,}", f"{state.st_size:,}"
-    raise DataError(
-        f"{path} has changed since the run was started ({then} bytes then, {now} now): put the old one back, or start "
-        "another run"
     )

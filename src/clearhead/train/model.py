@@ -61,11 +61,18 @@ class Model:
     """What a run folder predicts with.
 
     config, source_tokenizer, target_tokenizer: the settings, and how texts become tokens. module: the network, in
-    evaluation mode.
+    evaluation mode. folder: where its run lies, None where it has none.
     """
 
-    def __init__(self, module: Seq2Seq, source: Tokenizer, target: Tokenizer, config: Config) -> None:
-        self.module, self.config = module.eval(), config
+    def __init__(
+        self,
+        module: Seq2Seq,
+        source: Tokenizer,
+        target: Tokenizer,
+        config: Config,
+        folder: RunFolder | None = None,
+    ) -> None:
+        self.module, self.config, self.folder = module.eval(), config, folder
         self.source_tokenizer, self.target_tokenizer = source, target
 
     def predict_each(
@@ -253,7 +260,7 @@ def load(path: str | Path) -> Model:
     except Exception as error:  # safetensors raises bare Exceptions
         raise _damaged(folder, _first_line(error)) from None
     _check_finite(folder, module)
-    return Model(module, source, target, config)
+    return Model(module, source, target, config, folder)
 
 
 def _header(folder: RunFolder) -> tuple[dict[str, str], dict[str, list[int]]]:

@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from statistics import median
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from clearhead.nn import Seq2Seq
 from clearhead.train.task import summed_loss
 
 NAMES = ("float32", "bfloat16")
+MARGIN = 1.2
+"""How much faster bfloat16 must be: the other work of a machine makes either up to a tenth faster or slower."""
 
 
 def lightning(name: str) -> Literal["32-true", "bf16-mixed"]:
@@ -20,19 +23,27 @@ def lightning(name: str) -> Literal["32-true", "bf16-mixed"]:
     return "bf16-mixed" if name == "bfloat16" else "32-true"
 
 
-def measure(module: Seq2Seq, batches: Batches, rounds: int = 3) -> dict[str, float]:
-    """Tokens a second of forward and backward passes in each precision; the best of some rounds, taken in turn.
+def measure(module: Seq2Seq, batches: Batches, rounds: int = 5) -> dict[str, list[float]]:
+    """Tokens a second of forward and backward passes in each precision, in each of some rounds, taken in turn.
 
     Works on a copy of the module, uses up some of the batches, and leaves torch's random numbers as they were.
     """
     device = next(module.parameters()).device
     module, some = copy.deepcopy(module).train(), list(islice(batches, 2))
-    speeds = dict.fromkeys(NAMES, 0.0)
+    speeds: dict[str, list[float]] = {name: [] for name in NAMES}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for name in NAMES:
+            _speed(module, some[:1], name, device)  # what is made once is made here
         for _ in range(rounds):
             for name in NAMES:
-                speeds[name] = max(speeds[name], _speed(module, some, name, device))
+                speeds[name].append(_speed(module, some, name, device))
     return speeds
+
+
+def choose(speeds: Mapping[str, Sequence[float]]) -> str:
+    """bfloat16 where it was clearly faster in most rounds, else float32: a near tie goes the same way every time."""
+    gains = [half / full for full, half in zip(*(speeds[name] for name in NAMES), strict=True)]
+    return "bfloat16" if median(gains) >= MARGIN else "float32"
 
 
 def _speed(module: Seq2Seq, batches: Sequence[Batch], precision: str, device: torch.device) -> float:

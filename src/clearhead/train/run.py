@@ -1,13 +1,17 @@
 """A training from beginning to end: from a configuration to a run folder that predicts, with scores and a report."""
 
+import errno
 import json
 import logging
 import shutil
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 import torch
@@ -35,6 +39,8 @@ from clearhead.train.starting import folder_of, held
 from clearhead.train.task import Task
 
 Say = Callable[[str], None]
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""What the system says where nothing more can be written."""
 
 
 def train(
@@ -69,18 +75,13 @@ def train(
     if not is_first():
         with interrupt:
             return _along(run, resume, interrupt, others)
-    with interrupt, others, held(run, say, resume):
+    with interrupt, others, held(run, say, resume), _room(interrupt):
         if resume:
+            interrupt.begun = True
             config = _started(run, None if task in TASKS and not settings else config)
-            others.check(config)
-            interrupt.begun = True
-            material = gather(config, say, run)
-        else:
-            others.check(config)
-            with starting.begun(run, overwrite) as new:
-                new.write_config(config)
-                material = gather(config, say, new)
-            interrupt.begun = True
+        others.check(config)
+        material = _gathered(run, config, resume, overwrite, say)
+        interrupt.begun = True
         if begun:
             begun(run.path)
         model = _prepared(run, config, material, say)
@@ -88,6 +89,27 @@ def train(
         _fit(run, model, material, resume, interrupt)
         _finish(run, model, material, say)
         return model
+
+
+@contextmanager
+def _room(interrupt: Interrupt) -> Iterator[None]:
+    """A block in which a full disk ends the run in one line; what is written atomically says so itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        path = error.filename or interrupt.folder.path
+        raise RunError(f"cannot write {path}: {error.strerror}; {interrupt.how_to_go_on()}") from error
+
+
+def _gathered(run: RunFolder, config: Config, resume: bool, overwrite: bool, say: Say) -> Material:
+    """What is learnt from; with it a new run takes its place, and nothing does where it is refused."""
+    if resume:
+        return gather(config, say, run)
+    with starting.begun(run, overwrite) as new:
+        new.write_config(config)
+        return gather(config, say, new)
 
 
 def _prepared(run: RunFolder, config: Config, material: Material, say: Say) -> Model:
@@ -158,14 +180,15 @@ def _with_decisions(run: RunFolder, model: Model, examples: Examples, say: Say) 
         module = model.module.to(_device())
         with parts.threads(count):
             speeds = precision.measure(module, Batches(examples, config.data.batch_tokens, seed=config.seed))
-        best = max(speeds, key=speeds.__getitem__)
-        say(f"precision {best}: " + ", ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items()))
+        best = precision.choose(speeds)
+        said = ", ".join(f"{name} {median(found):,.0f} tokens/s" for name, found in speeds.items())
+        say(f"precision {best}: {said}; --set train.precision={best} chooses it in other runs")
         config = _decided(config, precision=best)
     with parts.threads(count):
         batches = Batches(examples, config.data.batch_tokens, shuffle=False)
         say(forecast(model.module.to(_device()), batches, config).line(config))
     run.write_config(config)
-    return Model(model.module, model.source_tokenizer, model.target_tokenizer, config)
+    return Model(model.module, model.source_tokenizer, model.target_tokenizer, config, run)
 
 
 def _decided(config: Config, **values: Any) -> Config:
@@ -220,14 +243,24 @@ def _run(trainer: Trainer, task: Task, checkpoint: Path | None, run: RunFolder) 
 
 
 class _quiet(warnings.catch_warnings):
-    """Lightning without its advice and its advertisement."""
+    """Lightning without its advice and its advertisement, and TensorBoard's thread without its last words."""
 
     def __enter__(self) -> Any:
         entered = super().__enter__()
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        self._hook, threading.excepthook = threading.excepthook, self._heard
         return entered
+
+    def __exit__(self, *exception: Any) -> None:
+        threading.excepthook = self._hook
+        super().__exit__(*exception)
+
+    def _heard(self, ended: Any) -> None:
+        """Leave out a full disk, which the next who writes is told too."""
+        if not (isinstance(ended.exc_value, OSError) and ended.exc_value.errno in FULL):
+            self._hook(ended)
 
 
 def _some(every: Sequence[Example], count: int) -> Sequence[Example]:
@@ -239,7 +272,7 @@ def _some(every: Sequence[Example], count: int) -> Sequence[Example]:
 def _finish(run: RunFolder, model: Model, material: Material, say: Say) -> None:
     """Choose the final weights by validation loss, save them, score them, draw the report."""
     say(_choose_weights(run, model, Batches(material.valid, 4 * model.config.data.batch_tokens, shuffle=False)))
-    scores = evaluate(model)
+    scores = evaluate(model, say=say)
     write_text(run.scores, json.dumps(scores, indent=2) + "\n")
     write_report(run, model, material.source, scores)
     model.save(run)  # last: a run folder that holds it is complete

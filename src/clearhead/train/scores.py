@@ -1,11 +1,13 @@
 """How good a model is: predictions for a split, judged as the configuration says, beside what they compare with."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clearhead.data import Source
 from clearhead.data.sources import Split
 from clearhead.errors import require
+from clearhead.train.fingerprints import changed
 from clearhead.train.judges import JUDGES, Judge
 from clearhead.train.material import open_data
 
@@ -40,16 +42,25 @@ def scored(model: "Model", chosen: Sequence[Example], beam: int | None = None) -
     return judge_of(model.config.score).judge(sources, predictions, [example.answers for example in chosen])
 
 
-def evaluate(model: "Model", split: Split | None = None, beam: int | None = None) -> dict[str, Any]:
+def evaluate(
+    model: "Model", split: Split | None = None, beam: int | None = None, say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Score a model on a whole split of the data it was trained on, as its configuration's `score` says.
 
-    split: None is the test split, or where there is none that of validation. Beside the figures stand the `split` and
-    the `beam`.
+    split: None is the test split, or where there is none that of validation. say: gets a line for each file of it that
+    has changed since the run was started (None: standard error). Beside the figures stand the `split` and the `beam`.
+    Raises DataError, naming all of them, for files that are gone.
     """
     source = open_data(model.config.data)
     split = split or source.splits[-1]
+    for words in changed(model.folder, source, split) if model.folder else ():
+        (say or _say)(f"{words}: the scores are of what it holds now")
     chosen = examples(source, split, judge_of(model.config.score))
     return {**scored(model, chosen, beam), "split": split, "beam": beam or model.config.decode.beam}
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def table(kind: str, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
