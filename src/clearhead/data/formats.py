@@ -87,7 +87,7 @@ def _tsv(file: str, columns: Columns) -> Iterator[Block]:
     for first, texts, problems in lines(file):
         skipped = 0
         if form is None:
-            form = _layout(file, texts[0].split("\t"), columns, problems)
+            form = _layout(file, texts[0].split("\t"), "tabs", columns, problems)
             skipped = int(form.header)
         cells = [text.split("\t") for text in texts[skipped:]]
         yield _of_cells(file, form, range(first + skipped, first + len(texts)), cells, problems)
@@ -99,16 +99,22 @@ def _csv(file: str, columns: Columns) -> Iterator[Block]:
     while not records.ended:
         where, cells = records.block()
         if form is None:
-            form = _layout(file, cells[0] if cells else [], columns, records.problems)
+            form = _layout(file, cells[0] if cells else [], "commas", columns, records.problems)
             where, cells = where[form.header :], cells[form.header :]
         yield _of_cells(file, form, where, cells, records.problems, returns=True)
         records.problems.clear()
 
 
-def _layout(file: str, first: Sequence[str], columns: Columns, problems: Sequence[Problem]) -> Layout:
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars"}
+
+
+def _layout(file: str, first: list[str], separated: str, columns: Columns, problems: Sequence[Problem]) -> Layout:
     """From the cells of the first line; raises DataError where it cannot be read: all others depend on it."""
     if not any(first):
         raise DataError(str(problems[0]) if problems else f"{file}:1: an empty line; remove it")
+    other = next((name for mark, name in _SEPARATORS.items() if mark in first[0]), None)
+    if len(first) == 1 and other and not columns.alone:
+        raise DataError(f"{file}:1: 1 column, and a pair has 2: {separated} separate them here, not {other}")
     return laid_out(file, first, columns)
 
 

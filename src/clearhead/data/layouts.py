@@ -74,7 +74,7 @@ def named(file: str, line: int | None, names: tuple[str, ...], columns: Columns,
         else:
             raise DataError(
                 f"{place}: {counted(len(names), 'column')}, and a pair has 2"
-                f"{' (' + ', '.join(names) + ')' if header else ''}; say which by {key}"
+                f"{' (' + ', '.join(names) + ')' if header and names else ''}; say which by {key}"
             )
     if not columns.alone and places[0] == places[1]:
         other = "data.target_column" if columns.target is None else "data.source_column"

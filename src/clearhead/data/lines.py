@@ -5,7 +5,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from clearhead.errors import DataError
 
@@ -132,15 +132,15 @@ def whole_lines(reads: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 
 def _read(file: str) -> Iterator[bytes]:
-    begun = False
     try:
         require_file(file)
         with _opened(file) as opened:
             while read := opened.read(_CHUNK):
-                begun = True
                 yield read
+    except DataError:
+        raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file}: {_damage(error, begun)}") from None
+        raise DataError(f"{file}: {_damage(file, error)}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: {unreadable(error)}") from None
 
@@ -161,16 +161,16 @@ def unreadable(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
-def _damage(error: Any, begun: bool) -> str:
-    """What is wrong with a gzip file, of which some bytes may have been read."""
+def _damage(file: str, error: Exception) -> str:
+    """What is wrong with a gzip file."""
     said = str(error)
     if isinstance(error, EOFError):
         return "the gzip file is damaged, or ends in its middle"
     if said.startswith("Not a gzipped"):
+        with open(file, "rb") as opened:
+            begins = opened.read(2) == b"\x1f\x8b"
         return (
-            "what follows the gzip data is none; cut it off"
-            if begun
-            else "not a gzip file, although its name ends in .gz"
+            "after the gzip data comes something else" if begins else "not a gzip file, although its name ends in .gz"
         )
     if said.startswith(("CRC", "Incorrect length")):
         return "the gzip file is damaged: its content is not what its checksum says"

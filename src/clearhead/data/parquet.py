@@ -34,10 +34,10 @@ def _opened(file: str) -> Iterator[Any]:
     try:
         require_file(file)
         opened = parquet.ParquetFile(file)
-    except OSError as error:
-        raise DataError(f"{file}: {unreadable(error)}") from None
     except DataError:
         raise
+    except OSError as error:
+        raise DataError(f"{file}: {unreadable(error)}") from None
     except Exception as error:  # pyarrow's own
         raise DataError(f"{file}: not a Parquet file: {_first_line(error)}") from None
     with opened:

@@ -4,7 +4,7 @@
 Everything is counted in one pass over each file; memory holds 40 bytes a pair.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -77,10 +77,11 @@ def survey(source: Files, limit: int | None = None) -> list[Survey]:
     for split in source.splits:
         one = _Count(source, split, limit)
         found.append(one.result())
-        known[split] = one.hashes()
+        known[split] = one.known()
     for split, report in zip(source.splits[1:], found[1:], strict=True):
-        for name, column in (("pairs", 0), ("sources", 1)):
-            report.noted += _overlap(source, split, name, known["train"][column], known[split][column])
+        lines = known[split][0]
+        for name, row in (("pairs", 1), ("sources", 2)):
+            report.noted += _overlap(name, known["train"][row], known[split][row], lines, source.files[split][0])
     return found
 
 
@@ -120,11 +121,11 @@ class _Count:
             self._whole(np.concatenate(self.numbers, axis=1))
         return self.report
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the pairs, and of the sources."""
+    def known(self) -> tuple[np.ndarray, ...]:
+        """For each pair its line, and a hash of it and of its source."""
         if not self.numbers:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        return tuple(np.concatenate([part[row] for part in self.numbers]) for row in (1, 2))  # type: ignore[return-value]
+            return (np.empty(0, np.int64),) * 3
+        return tuple(np.concatenate([part[row] for part in self.numbers]) for row in range(3))
 
     def _block(self, block: Block) -> None:
         pairs = list(zip(block.sources, block.targets, strict=True))
@@ -192,15 +193,7 @@ def _finding(kind: str, where: np.ndarray, lines: np.ndarray, file: str, shown: 
     return [Finding(kind, count, places)] if count else []
 
 
-def _overlap(source: Files, split: Split, name: str, train: np.ndarray, other: np.ndarray) -> list[Finding]:
+def _overlap(name: str, train: np.ndarray, other: np.ndarray, lines: np.ndarray, file: str) -> list[Finding]:
     """How many of another split's pairs or sources are in train."""
     seen = np.isin(other, train)
-    if not seen.any():
-        return []
-    lines = _lines(source, split)
-    share = f"{seen.mean():.1%} of its {name} are in train too"
-    return _finding(share, seen, np.fromiter(lines, np.int64, len(other)), source.files[split][0])
-
-
-def _lines(source: Files, split: Split) -> Iterator[int]:
-    return (line for block in source.checked(split) for line in block.lines)
+    return _finding(f"{seen.mean():.1%} of its {name} are in train too", seen, lines, file) if seen.any() else []

@@ -57,10 +57,14 @@ class SourceTexts:
                     yield Asked(block.texts[first : first + most], partial(_later, block.where, first), block.arriving)
 
     def _of_file(self, file: str) -> Iterator[Asked]:
+        empty = True
         for block in sources(file, self.columns):
             if block.problems:
                 raise DataError(str(min(block.problems, key=lambda problem: problem.line or 0)))
+            empty = empty and not block.sources
             yield Asked(block.sources, partial(_of_lines, file, block.lines))
+        if empty:
+            raise DataError(f"{file}: no texts below the names of the columns")
 
 
 def in_blocks(texts: Iterable[str], most: int) -> Iterator[Asked]:
