@@ -59,11 +59,13 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of query (B, H, Nq, D) to key (B, Hkv, Nk, D): (B, Nq, H, Dv), and its weights if they are asked for.
 
-    `attention_mask` is a Mask, or boolean, or added to the logits, (B or 1, H or 1, Nq, at least Nk); without one,
-    modules that say so are causal, the beginnings of queries and keys lined up. `s_aux` (H,) are learned sinks.
+    `attention_mask` is a Mask, or boolean, or added to the logits, (B or 1, H or 1, Nq, at least Nk). Without one all
+    keys are seen, as in `eager`: masks that models ask for are never left out here, whatever a module says of itself.
+    `is_causal` with the call makes it causal, the beginnings of queries and keys lined up. `s_aux` (H,) are learned
+    sinks.
     """
     _check(options)
-    if attention_mask is None and query.shape[2] > 1 and _causal(module, is_causal):
+    if attention_mask is None and query.shape[2] > 1 and is_causal:
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # a static cache that is still empty
         call: dict[str, Any] = {"pattern": causal()}
     else:
@@ -90,10 +92,6 @@ def _check(options: dict[str, Any]) -> None:
     for name, what in _REFUSED.items():
         if options.get(name) is not None:
             raise InputError(f"attn_implementation={NAME!r} does not take {what} ({name}); write 'eager'")
-
-
-def _causal(module: nn.Module, is_causal: bool | None) -> bool:
-    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
 def _seen(given: Tensor | None, n_keys: int) -> dict[str, Any]:
