@@ -1,6 +1,7 @@
 """Watching Hugging Face's models: the same numbers as their eager weights give, and not a bit of them changed."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -220,17 +221,33 @@ def test_flex_attention():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_attention_that_the_interface_does_not_describe_is_unseen_and_said_so():
-    """A module whose function does more than softmax(q · k · scale + mask) v."""
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention_that_the_interface_does_not_describe_is_unseen_and_said_so(dropout):
+    """A module whose function does more than softmax(q · k · scale + mask) v, in training too."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    model = foreign.BY_NAME["bert"].make("sdpa")
-    given = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    model = foreign.BY_NAME["bert"].make("sdpa", attention_probs_dropout_prob=dropout).train(dropout > 0)
+    inputs, given = foreign.BY_NAME["bert"].inputs(False), ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *args, **kwargs: (given(*args, **kwargs)[0] * 1.1, None)
+    outputs = []
     try:
-        with torch.no_grad(), watch(model) as seen:
-            model(**foreign.BY_NAME["bert"].inputs(False))
+        for watching in (False, True):
+            torch.manual_seed(0)
+            with watch(model) if watching else nullcontext() as seen:
+                outputs += [model(**inputs).last_hidden_state, torch.get_rng_state()]
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
     assert len(seen) == 0
     assert "of its own kind" in seen.unseen["encoder.layer.0.attention.self"]
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+
+
+@pytest.mark.parametrize("way", ["sdpa", "eager"])
+def test_dropout_in_training_is_no_other_attention(way):
+    model = foreign.BY_NAME["bert"].make(way, attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.0).train()
+    torch.manual_seed(0)
+    with watch(model) as seen:
+        model(**foreign.BY_NAME["bert"].inputs(True))
+    assert not seen.unseen
+    assert len(seen) == 2

@@ -99,7 +99,7 @@ class _Wrapped:
             with watch.looking():
                 cross, why = call.cross(path), call.unseen()
                 A = None if why else call.map(cross)
-                if A is not None and not call.options.get("dropout") and not call.explains(A, result[0]):
+                if A is not None and not call.explains(A, call.kept(self._attend, result[0])):
                     why = f"{self._name} attention of its own kind: not softmax(q · k · scale + mask) v"
             if why is not None or A is None:
                 watch.cannot_see(path, str(why))
@@ -200,6 +200,14 @@ class _Asked:
         q, k = (torch.arange(x.shape[2], device=self.q.device) for x in (self.q, self.k))
         seen = self.given.mask_mod(b[:, None, None, None], h[:, None, None], q[:, None], k)
         return seen.expand(len(b), len(h), len(q), len(k))
+
+    def kept(self, attend: Callable[..., Any], output: Tensor) -> Tensor:
+        """The output with no weight dropped: in training the function attends once more, and draws nothing."""
+        if not self.options.get("dropout"):
+            return output
+        with torch.random.fork_rng([self.q.device] if self.q.is_cuda else []):
+            whole = {**self.options, "dropout": 0.0}
+            return attend(self.module, self.q, self.k, self.v, self.given, **whole)[0]
 
     def explains(self, A: SoftmaxMap, output: Tensor) -> bool:
         """Does the map give the output (B, Nq, H, Dv), in its last rows that see anything?
