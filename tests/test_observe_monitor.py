@@ -252,7 +252,7 @@ def test_alarms_and_remedies_are_logged_in_a_line_each(caplog):
                 model(x)
     lines = [record.message for record in caplog.records]
     assert any("step 0: SelfAttention head 0: largest logit" in line for line in lines)
-    assert any("QK-clip: SelfAttention head 0: projections scaled" in line for line in lines)
+    assert any("QK-clip: SelfAttention head 0: largest logit" in line for line in lines)
     assert any(line == "step 2: over: logit explosion of SelfAttention head 0" for line in lines)
     assert not any("head 1" in line for line in lines)
     assert max(monitor.record["attention"]["SelfAttention"]["max_logit"]) <= 20.01

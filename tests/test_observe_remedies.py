@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import subprocess
 import sys
 
@@ -13,9 +14,10 @@ import clearhead as ch
 from clearhead.errors import InputError
 from clearhead.nn import maps
 from clearhead.observe.calls import Call
-from clearhead.observe.health.remedies import LowerLearningRate, QKClip, StopWithLastGood, entropy_floor, module_at
+from clearhead.observe.health.remedies import LowerLearningRate, QKClip, StopWithLastGood, entropy_floor
 from clearhead.observe.health.reparam import qk_norm, sigma_reparam
 from clearhead.observe.health.rules import Finding, check
+from clearhead.observe.paths import module_at
 from clearhead.observe.projections import layout, query_key, recognised
 
 HEADS, WIDTH, N = 4, 32, 7
@@ -241,6 +243,26 @@ def test_a_clipped_head_is_within_the_limit_and_the_others_are_what_they_were(kv
     assert torch.allclose(after["layers.1.attention"][kept], logits["layers.1.attention"][kept], rtol=1e-5)
     assert torch.equal(after["layers.0.attention"], logits["layers.0.attention"])
     assert QKClip(20.0 * 1.001).act(model=model, calls=watched()) == []
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_the_line_says_what_was_measured_and_done_under_a_soft_cap_too(softcap):
+    """A soft cap bends logits: scaled products do not bring them down to the limit, and nothing says that they do."""
+    model, watched = model_and_calls(mechanism=ch.Softmax(softcap=softcap))
+    attention = model.layers[1].attention
+    before, calls = query_key(attention, 1), watched()
+    weights = [x.clone() for x in (*before.query, *before.key)]
+    measured = float(calls[1].statistics.max_logit[:, 1].max())
+    (line,) = QKClip(20.0).act(model=model, calls=calls)
+    said, factor = re.fullmatch(
+        r"QK-clip: layers\.1\.attention head 1: largest logit (\S+), so its products q · k are scaled by (\S+)", line
+    ).groups()
+    assert float(said) == pytest.approx(measured, rel=1e-3)
+    after = query_key(attention, 1)
+    for old, new in zip(weights, (*after.query, *after.key), strict=True):
+        torch.testing.assert_close(new, old * float(factor) ** 0.5, rtol=1e-2, atol=0)
+    largest = float(watched()[1].statistics.max_logit[:, 1].max())
+    assert largest == pytest.approx(20, rel=1e-4) if softcap is None else 20.1 < largest < measured
 
 
 def test_a_head_that_cannot_be_clipped_is_named_once_and_the_run_goes_on():

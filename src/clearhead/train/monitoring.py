@@ -25,6 +25,11 @@ class Monitor(LightningAttentionMonitor):
         super().__init__(settings.every, part="model", rows=settings.rows, samples=settings.samples)
         self.journal, self.settings = journal, settings
 
+    @property
+    def state_key(self) -> str:
+        """A run has one monitor, and checkpoints name it so."""
+        return type(self).__qualname__
+
     def on_train_start(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         self.options |= {
             "remedies": [REMEDIES[name]() for name in self.settings.remedies],

@@ -46,10 +46,10 @@ class Remedy(ABC):
 class QKClip(Remedy):
     """Where a head's largest logit exceeds `limit`, scale its query and key projections by √(limit / logit) each.
 
-    The logits of that head, but for a bias added to them, are then limit / logit times what they were; other heads do
-    not change. Where a key serves several heads, the query takes the whole factor. What was measured on a sample of
-    rows is clipped by that sample. On several processes, which must watch the same layers, the largest logit of any
-    of them counts.
+    The products q · k of that head are then limit / logit times what they were, and so are its logits, but for a bias
+    that is added to them, and but for a soft cap, which bends them; other heads do not change. Where a key serves
+    several heads, the query takes the whole factor. What was measured on a sample of rows is clipped by that sample. On
+    several processes, which must watch the same layers, the largest logit of any of them counts.
     """
 
     paper = "Kimi Team 2025, Kimi K2 (MuonClip)"
@@ -79,12 +79,15 @@ class QKClip(Remedy):
     def _clip(self, model: nn.Module, layer: str, head: int, logit: float) -> str:
         if not math.isfinite(logit):
             return ""  # no factor mends it
+        factor = self.limit / logit
         try:
-            query_key(module_at(model, layer), head).scale(self.limit / logit)
+            query_key(module_at(model, layer), head).scale(factor)
         except InputError as error:  # an alarm in the middle of a long run must not end it
             new, self._refused = layer not in self._refused, self._refused | {layer}
             return f"QK-clip: {layer} cannot be clipped: {error}" if new else ""
-        return f"QK-clip: {layer} head {head}: projections scaled, largest logit {logit:.4g} becomes {self.limit:g}"
+        return (
+            f"QK-clip: {layer} head {head}: largest logit {logit:.4g}, so its products q · k are scaled by {factor:.3g}"
+        )
 
 
 def _largest_logits(calls: Sequence[Call]) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ from clearhead.observe.heads import NAMES, Baseline
 from clearhead.observe.health.remedies import Remedy
 from clearhead.observe.health.rules import RULES, Finding, Rule, judge
 from clearhead.observe.monitoring.alarms import Alarms, sentence
+from clearhead.observe.monitoring.clipping import before_clipping
 from clearhead.observe.monitoring.digest import Digest, digests, merged
 from clearhead.observe.monitoring.record_file import RecordFile
 from clearhead.observe.monitoring.tensorboard import TensorBoard
@@ -67,7 +68,8 @@ class AttentionMonitor:
         findings: what was found at the last monitored step.
         record: the last record, {"step": 40, "attention": {layer: {"entropy": [H numbers], …, "weight_norm": …,
             "gradient_norm": …}}, "alarms": [event, …], "remedies": [line, …]}. Norms are of the layer's parameters.
-            What was not measured is left out, or null for a single head.
+            Gradients are as they were before they were clipped. What was not measured is left out, or null for a
+            single head.
 
     Raises InputError for numbers that cannot be, statistics of another name, and whatever `watch` refuses.
     """
@@ -106,6 +108,7 @@ class AttentionMonitor:
         self._watch: Watch | None = None
         self._seen: Seen | None = None
         self._norms: dict[str, dict[str, float]] | None = None
+        self._step = ExitStack()  # what lasts from `start` to `finish`
         self._told_unseen: set[str] = set()
         self._watcher(False)  # so that what it refuses is refused here
 
@@ -130,7 +133,7 @@ class AttentionMonitor:
         try:
             yield notes
         except BaseException:
-            self.stop()
+            self.abandon()
             raise
         self.finish(notes)
 
@@ -142,8 +145,9 @@ class AttentionMonitor:
 
     def start(self, number: int) -> None:
         """Watch from here on, in step `number`."""
-        self.stop()
+        self.abandon()
         self._number, self._norms = number, None
+        self._step.enter_context(before_clipping(self._clipped))
         maps = self.tensorboard is not None and self.tensorboard.wants_maps(number // self.every)
         self._watch = self._watcher(maps, seed=number)  # other rows at each step, the same if it is repeated
         self._seen = self._watch.__enter__()
@@ -162,8 +166,25 @@ class AttentionMonitor:
             self._watch.__exit__(None, None, None)
             self._watch = None
 
+    def abandon(self) -> None:
+        """Leave a step that was started and is not to be finished."""
+        self.stop()
+        self._seen = None
+        self._step.close()
+
+    def _clipped(self, gradients: Sequence[Tensor]) -> None:
+        """Gradients are about to be clipped; those of other modules are none of ours."""
+        if self._seen is not None:
+            modules = [module_at(self.model, path) for path in self._seen.names]
+            ours = {id(weight.grad) for module in modules for weight in module.parameters()}
+            if any(id(gradient) in ours for gradient in gradients):
+                self.measure_norms()
+
     def measure_norms(self) -> None:
-        """Take the norms of weights and gradients now, rather than at the end: gradients may be clipped until then."""
+        """Take the norms of weights and gradients now, rather than at the end, unless that has been done.
+
+        It is done by itself before `torch.nn.utils` clips gradients; call it before you change them in another way.
+        """
         if self._seen is not None and self._norms is None:
             self._norms = _norms({path: module_at(self.model, path) for path in self._seen.names})
 
@@ -171,7 +192,8 @@ class AttentionMonitor:
         """End the step: reduce what was seen, judge it, act, and write it down, with `numbers` from outside."""
         self.stop()
         self.measure_norms()
-        seen, self._seen = self._seen, None
+        seen = self._seen
+        self.abandon()
         if seen is None:
             return
         processes = _over_processes((digests(seen), _plain(numbers or {})))
@@ -181,7 +203,7 @@ class AttentionMonitor:
             self.baseline.take(each.heads.key, each.heads.entropy)
         events = self.alarms.update(self.findings, {_place(each): (each.judged[0] > 0).tolist() for each in layers})
         done = self._act(seen)
-        self.record = self._recorded(layers, _means([notes for _, notes in processes]), events, done)
+        self.record = self._recorded(layers, means([notes for _, notes in processes]), events, done)
         if _first_process():
             self._write(seen, events, done)
 
@@ -237,9 +259,15 @@ class AttentionMonitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, with the same remedies."""
+        remedies = state["remedies"] if any(kept is not None for kept in state["remedies"]) else ()
+        if remedies and len(remedies) != len(self.remedies):
+            raise InputError(
+                f"the checkpoint holds what {len(remedies)} remedies have done so far, and this monitor has "
+                f"{len(self.remedies)}: give it the same"
+            )
         self.baseline.load_state_dict(state["baseline"])
         self.alarms.load_state_dict(state["alarms"])
-        for remedy, kept in zip(self.remedies, state["remedies"], strict=True):
+        for remedy, kept in zip(self.remedies, remedies, strict=False):
             if kept is not None:
                 remedy.load_state_dict(kept)  # type: ignore[attr-defined]
                 if self.optimizer is not None and hasattr(remedy, "attach"):
@@ -289,9 +317,13 @@ def _plain(numbers: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(x.detach()) if isinstance(x, Tensor) else float(x) for name, x in numbers.items()}
 
 
-def _means(notes: list[dict[str, float]]) -> dict[str, float]:
-    """The mean over processes."""
-    return {name: math.fsum(note[name] for note in notes) / len(notes) for name in notes[0]}
+def means(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of each number over those notes that have it: of processes, or of the batches of a step."""
+    found: dict[str, list[Any]] = {}
+    for note in notes:
+        for name, value in note.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _short(x: float | Iterable[float]) -> Any:

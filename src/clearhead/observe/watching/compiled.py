@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from clearhead.observe.paths import paths_of
-from clearhead.observe.watching.replacing import replaced, shared
+from clearhead.observe.watching.replacing import frame_of, replaced, shared
 
 REASON = "compiled; watch(..., compiled='eager') runs it uncompiled"
 FLEX = "FlexAttention, called directly: its score_mod may be anything"
@@ -71,7 +71,7 @@ def _told_of_compiled_code(watch: Any) -> Iterator[None]:
 
     def wrap(given: Callable[..., Any]) -> Callable[..., Any]:
         def maybe_set_eval_frame(callback: Any) -> Any:
-            caller, outermost = _frame_of(eval_frame.__file__), getattr(thread, "outermost", None)
+            caller, outermost = frame_of(eval_frame), getattr(thread, "outermost", None)
             if outermost is None and callback is not None:
                 thread.outermost = caller
                 function = caller.f_locals.get("fn")
@@ -102,11 +102,3 @@ def _module_of(function: Any) -> nn.Module | None:
         function = inner
     owner = getattr(function, "__self__", function)
     return owner if isinstance(owner, nn.Module) else None
-
-
-def _frame_of(file: str) -> Any:
-    """The innermost frame of that file; checks of types may have wrapped the function that asks."""
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != file:
-        frame = frame.f_back
-    return frame

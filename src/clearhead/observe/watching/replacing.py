@@ -4,9 +4,11 @@ To put back what was found at the beginning would be wrong where another watch h
 replacement would be lost, or stay for ever.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 Wrap = Callable[[Any], Any]
@@ -60,3 +62,11 @@ def shared(key: str, make: Callable[[], AbstractContextManager[Any]]) -> Iterato
             if not users:
                 del _shared[key]
                 context.__exit__(None, None, None)
+
+
+def frame_of(module: ModuleType) -> Any:
+    """Return the innermost running frame of that module: what calls a replacement may itself be wrapped."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != module.__file__:
+        frame = frame.f_back
+    return frame
