@@ -10,6 +10,8 @@ import torch
 
 from clearhead import __version__
 from clearhead.cli import main
+from clearhead.inspect import open_model
+from clearhead.inspect.models import Question
 from clearhead.train import load
 from clearhead.view import read
 from tiny_task import SMALL
@@ -135,6 +137,15 @@ def test_scores(clearhead, runs):
     assert len(output.splitlines()) == 6
 
 
+def test_the_weights_of_a_run_are_known_before_it_runs(runs):
+    model = open_model(runs / "run")
+    reading = model.read(Question("fade", "B E1 A1"))
+    seen = model.look(reading)
+    assert model.weights(reading) == sum(call.shape[1] * call.shape[2] * call.shape[3] for call in seen)
+    some = model.look(reading, ["decoder.layers.0.cross_attention"])
+    assert model.weights(reading, ["decoder.layers.0.cross_attention"]) <= some[0].shape[1] * 4 * some[0].shape[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,6 +164,10 @@ def test_scores(clearhead, runs):
         (["predict", "runs/run", "--file", "none.txt"], "none.txt: no such file"),
         (["predict", "runs/run"], "standard input: an empty file"),
         (["predict"], "RUN"),
+        (["predict", "runs/run", "fade", "--heatmap", "none/a.png"], "--heatmap none/a.png: there is no folder none"),
+        (["predict", "runs/run", "fade", "--heatmap", "a.xyz"], "unknown kind of picture 'xyz': write .png, .svg or"),
+        (["predict", "runs/run", "fade", "--heatmap", "runs"], "--heatmap runs is a folder: give the name of a file"),
+        (["bench", "memory", "--length", "8", "--out", "/proc/none"], "--out /proc/none cannot be written"),
         (["inspect", "runs/none", "--text", "a"], "runs/none does not exist"),
         (["inspect", "runs/run", "--text", "abcdefabcdefabcdef"], "has 18 tokens, the model reads 12"),
         (["inspect", "runs/run", "--text", "a", "--target", "XX"], "unknown symbol 'XX'"),

@@ -244,7 +244,7 @@ def test_the_command(clearhead, tmp_path):
     [
         (["demo", "colapse"], "unknown story 'colapse'; did you mean 'collapse'?"),
         (["demo", "collapse", "--seed", "-1"], "--seed"),
-        (["demo", "collapse", "--out", "file"], "cannot make file: file exists"),
+        (["demo", "collapse", "--out", "file"], "--out file cannot be written: not a directory"),
         (["demo"], "STORY"),
     ],
 )

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from clearhead.cli import main
 from clearhead.errors import InputError
-from clearhead.inspect import inspect, open_model, report
+from clearhead.inspect import Inspected, inspect, open_model, pages, report
+from clearhead.inspect.models import Question
 from clearhead.inspect.ranking import ranked
 from clearhead.observe import Finding
 from foreign_models import BY_NAME, transformers
@@ -338,6 +339,48 @@ def test_a_mistake_is_one_line_and_status_2(clearhead, arguments, message):
     assert (status, output, errors.count("\n")) == (2, "", 1), errors
     assert errors.startswith("error: ")
     assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "page.html"], "weights of 12 tokens are too many for one page, which holds 100: shorten the text"),
+        (
+            ["--out", "page.html", "--layers", "bert.encoder.layer.0"],
+            "or look at it with `clearhead view`",
+        ),
+        (["--out", "none/page.html"], "there is no folder none"),
+        (["--out", "models/bert/config.json"], "is a file: choose another --out"),
+        (["--out", "models/bert/config.json/new"], "cannot be written: not a directory"),
+        (["--out", "models/bert/config.json/new.html"], "there is no folder models/bert/config.json"),
+        (["--out", "x" * 300], "cannot be written: file name too long"),
+        (["--out", "x" * 300 + ".html"], "file name too long"),
+        (["--out", "/proc/none"], "cannot be written: "),
+        (["--head", "3"], "write the layer and the number"),
+        (["--head", "bert.encoder.layer.7:0"], "BertForMaskedLM has no module 'bert.encoder.layer.7'; did you mean"),
+    ],
+)
+def test_what_is_known_before_the_model_runs_is_refused_then(clearhead, monkeypatch, arguments, message):
+    def ran(*_, **__):
+        raise AssertionError("the model has run")
+
+    monkeypatch.setattr(pages, "LIMIT", 100)
+    monkeypatch.setattr(Inspected, "look", ran)
+    before = sorted(Path.cwd().iterdir())
+    status, output, errors = clearhead("inspect", "models/bert", "--text", TEXT, *arguments)
+    assert (status, output, errors.count("\n")) == (2, "", 1), errors
+    assert message in errors
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_model_has_no_fewer_weights_than_are_known_before_it_runs(models, name):
+    model = open_model(models / name)
+    reading = model.read(Question(TEXT))
+    seen = model.look(reading)
+    known = model.weights(reading)
+    assert known <= sum(call.shape[1] * call.shape[2] * call.shape[3] for call in seen)
+    assert name in PAIRED or known == seen[0].shape[1] * seen[0].shape[2] * seen[0].shape[3]
 
 
 def test_half_a_model_is_refused(models, tmp_path):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from clearhead.cli.options import AsJson, Device, Heads, Rounds, progress
+from clearhead.errors import check_place
 
 bench = typer.Typer(help="Measure: ratios beside real peers in the same run.", no_args_is_help=True)
 
@@ -15,7 +16,15 @@ Dim = Annotated[int, typer.Option(help="Width of a head.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Backward = Annotated[bool, typer.Option("--backward/--no-backward", help="With gradients in queries, keys, values.")]
 Memory = Annotated[bool, typer.Option("--memory/--no-memory", help="Peak memory too, each in a process of its own.")]
-Folder = Annotated[Path | None, typer.Option("--out", help="Write the picture and the JSON there.")]
+
+
+def _free(folder: Path | None) -> Path | None:
+    if folder is not None:
+        check_place(folder, folder=True)
+    return folder
+
+
+Folder = Annotated[Path | None, typer.Option("--out", callback=_free, help="Write the picture and the JSON there.")]
 
 
 @bench.command("attention")

@@ -138,10 +138,12 @@ def predict(
     from clearhead.data import SourceTexts
     from clearhead.data.layouts import Columns
     from clearhead.train import load
-    from clearhead.train.report import draw
+    from clearhead.train.report import check_picture, draw
 
     if heatmap and (len(texts or []) != 1 or files):
         raise InputError(f"--heatmap draws one text, not {'those of files' if files else len(texts or [])}")
+    if heatmap:
+        check_picture(heatmap, "--heatmap")
     model = load(run)
     columns = Columns(model.config.data.source_column)
     asked = SourceTexts(texts or [], files or ([] if texts else ["-"]), columns)

@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import Any
 
 from clearhead.demo.training import EVERY, HEADS, LAYERS, WIDTH, Event, Run, Words, one_thread, train
-from clearhead.errors import InputError
+from clearhead.errors import InputError, check_place
 from clearhead.observe import LowerLearningRate
 
 STEPS = 300
@@ -41,7 +41,9 @@ def collapse(
     """
     if steps < EVERY:
         raise InputError(f"steps is {steps}; the monitor looks at every {EVERY}th")
-    folder = None if out is None else _made(Path(out))
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_place(folder, folder=True)
     words = Words.read(seed, steps)
 
     def run(name: str, rate: float, **settings: Any) -> Run:

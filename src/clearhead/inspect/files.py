@@ -1,11 +1,12 @@
 """The files of an inspection: the text that is read, and the folder that is written, never one with other things."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from clearhead.errors import DataError, InputError
+from clearhead.errors import DataError, InputError, check_place
 
 STATISTICS = "statistics.json"
 MADE_BY = "clearhead inspect"
@@ -37,12 +38,13 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if os.path.isfile(path):
+            raise InputError(f"{path} is a file: choose another --out")
+        check_place(path, folder=True)
         self._earlier = self._read_earlier()
 
     def _read_earlier(self) -> list[str]:
         """The files of an earlier inspection."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file: choose another --out")
         others = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
         if not others:
             return []

@@ -1,5 +1,6 @@
 """From a folder to the model in it: a run of `clearhead train`, or what `save_pretrained` of Hugging Face wrote."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ class RunModel(Inspected):
             [Special("begin"), *phonemes],
             [*phonemes, Special("end")],
         )
+
+    def weights(self, reading: Reading, layers: Sequence[str] | None = None) -> int:
+        network, source, target = self._trained.config.model, len(reading.source or ()), len(reading.target or ())
+        if layers is not None:
+            return network.num_heads * min(source, target) ** 2
+        encoder, decoder = network.encoder_layers or network.layers, network.decoder_layers or network.layers
+        return network.num_heads * (encoder * source**2 + decoder * (target**2 + target * source))
 
     def history(self) -> list[dict[str, Any]]:
         """The records of its metrics.jsonl, as far as they can be read."""

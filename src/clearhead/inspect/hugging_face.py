@@ -22,6 +22,8 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.spm")
 """Files of which a tokenizer has one. Without any, transformers makes an empty one, in silence."""
 GENERATED = 64
 """Tokens of a target that the model is asked to predict, at most."""
+SHORTENING = ("canine", "funnel", "perceiver")
+"""Models whose layers attend to fewer tokens than they read."""
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -67,6 +69,14 @@ class HuggingFaceModel(Inspected):
             self._any_model.set_attn_implementation("eager")
             plain = super().look(reading, layers)
         return plain if len(plain.unseen) < len(seen.unseen) else seen
+
+    def weights(self, reading: Reading, layers: Sequence[str] | None = None) -> int:
+        """Those of one layer: of which kind the others are only their modules know."""
+        text = self._config.get_text_config()
+        if reading.source is None or self.paired or getattr(text, "model_type", "") in SHORTENING:
+            return 0
+        heads = getattr(text, "num_attention_heads", 0)
+        return heads * len(reading.source) ** 2 if isinstance(heads, int) else 0
 
     @property
     def encoder(self) -> str:

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clearhead.errors import InputError
+from clearhead.errors import InputError, nearest
 from clearhead.inspect.files import Folder
 from clearhead.inspect.folders import open_model
 from clearhead.inspect.models import Inspected, Question, Reading
 from clearhead.inspect.pages import ENDINGS, Page
 from clearhead.observe import Call, Finding, Seen, check, top_pairs
+from clearhead.observe.calls import under
 from clearhead.observe.heads import KEYS
 from clearhead.observe.numbers.kept import visible_keys
 from clearhead.observe.numbers.pairs import Pair
@@ -108,10 +109,16 @@ def inspect(
     written = None if out is None else _written(Path(out))
     question = Question(text, target, tokens, None if image is None else Path(image))
     model = open_model(path)
+    for head in heads:
+        _check_head(model, head)
     reading = model.read(question)
+    if isinstance(written, Page):
+        written.check_count(model.weights(reading, layers), reading.longest)
     seen = model.look(reading, layers)
     if not len(seen):
         raise InputError(_unseen(model, seen, layers))
+    if isinstance(written, Page):
+        written.check_count(sum(call.shape[1] * call.shape[2] * call.shape[3] for call in seen), reading.longest)
     chosen = [choice for head in heads for choice in _chosen(seen, head)]
     findings = check(seen)
     found = Inspection(model, question, reading, seen, findings, _strongest(model, reading, seen), [], [])
@@ -135,11 +142,20 @@ def _unseen(model: Inspected, seen: Seen, layers: Sequence[str] | None) -> str:
     return f"no attention was seen in {where}: {reasons or 'there is none, or it computes none that can be followed'}"
 
 
+def _check_head(model: Inspected, head: str) -> None:
+    """Raise InputError for what is no head, as far as is known before the model runs."""
+    paths = [path for path, _ in model.model.named_modules() if path]
+    likely = [path for path in paths if "att" in path.lower()] or paths
+    path, _, number = head.rpartition(":")
+    if not path or not number.isdecimal():
+        raise InputError(f"head {head!r}: write the layer and the number, such as {likely[0]}:0")
+    if not any(under(each, path) for each in paths):
+        raise InputError(f"head {head!r}: {type(model.model).__name__} has no module {path!r}{nearest(path, likely)}")
+
+
 def _chosen(seen: Seen, head: str) -> list[tuple[Call, int]]:
     """The calls and head that "encoder.layer.3:5" means."""
     path, _, number = head.rpartition(":")
-    if not path or not number.isdecimal():
-        raise InputError(f"head {head!r}: write the layer and the number, such as {seen.names[0]}:0")
     calls = seen[path].calls
     for call in calls:
         if int(number) >= call.heads:

@@ -44,6 +44,11 @@ class Reading:
     target: Names = None
     predicted: Names = None
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer side; 0 for an image, of which they are unknown."""
+        return max(len(self.source or ()), len(self.target or ()))
+
 
 @dataclass(frozen=True)
 class Question:
@@ -87,6 +92,10 @@ class Inspected(ABC):
     def encoder(self) -> str:
         """The path of the encoder of an encoder-decoder."""
         return "encoder"
+
+    def weights(self, reading: Reading, layers: Sequence[str] | None = None) -> int:
+        """How many weights the attention of `layers` has at least, as far as is known before the model runs."""
+        return 0
 
     def history(self) -> list[dict[str, Any]]:
         """What was recorded while it was trained, as for `training_report`; nothing, where nothing is known."""

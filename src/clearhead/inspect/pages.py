@@ -3,11 +3,12 @@
 Shapes: H heads, Nq queries, Nk keys.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.errors import InputError
+from clearhead.errors import InputError, check_place
 from clearhead.inspect.labels import counted, label
 from clearhead.inspect.layers import Numbers, findings, numbers
 from clearhead.inspect.models import Names, special
@@ -30,28 +31,28 @@ class Page:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.is_dir():
+        if os.path.isdir(path):
             raise InputError(f"{path} is a folder: choose another --out, or one that does not end in {path.suffix}")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it, or choose another --out")
         try:
             if path.exists() and _MARK not in path.read_bytes():
                 raise InputError(f"{path} was not written by clearhead: choose another --out")
         except OSError as error:
             raise InputError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+        check_place(path)
+
+    def check_count(self, count: int, tokens: int) -> None:
+        """Raise InputError where so many weights are too many: asked before they are computed, as far as is known."""
+        if count > LIMIT:
+            raise InputError(
+                f"{count:,} weights of {tokens:,} tokens are too many for one page, which holds {LIMIT:,}: shorten the "
+                "text, choose some --layers, give --out a folder, where pictures are of blocks, or look at it with "
+                "`clearhead view`, which shows any length"
+            )
 
     def write(self, found: "Inspection", chosen: Sequence[tuple[Call, int]], *, whole: bool) -> None:
-        """Draw what was `found`, of the `whole` model or of some layers; the first `chosen` head is open.
-
-        Raises InputError where it is too much.
-        """
-        count = sum(call.shape[1] * call.shape[2] * call.shape[3] for call in found.seen)
-        if count > LIMIT:
-            longest = max(max(call.shape[2:]) for call in found.seen)
-            raise InputError(
-                f"{count:,} weights of {longest} tokens are too many for one page, which holds {LIMIT:,}: shorten the "
-                "text, choose some --layers, or give --out a folder, where pictures are of blocks"
-            )
+        """Draw what was `found`, of the `whole` model or of some layers; the first `chosen` head is open."""
         try:
             atlas(
                 self.path,

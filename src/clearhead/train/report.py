@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from clearhead.data import Source
-from clearhead.errors import InputError
+from clearhead.errors import InputError, check_place
 from clearhead.picture import heatmap, training_report
 from clearhead.train.folder import RunFolder
 from clearhead.train.judges import Judge
@@ -93,6 +93,16 @@ def attention(model: Model, word: str, title: str | None = None, target: str | N
         "maps": weights,
         "axes": {path: axes[_kind(path)] for path in weights},
     }
+
+
+def check_picture(path: Path, argument: str) -> None:
+    """Raise InputError unless a picture can be written there; its ending is its kind."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind = path.suffix.removeprefix(".").lower()
+    if kind and kind not in FigureCanvasBase.filetypes:
+        raise InputError(f"{argument} {path}: unknown kind of picture {kind!r}: write .png, .svg or .pdf")
+    check_place(path, argument)
 
 
 def draw(model: Model, word: str, path: str | Path) -> None:
