@@ -1,11 +1,13 @@
 """`clearhead data check`: every kind of thing that files can hold is found, with its place."""
 
+import gzip
 import json
 
 import pytest
 
 from clearhead.cli import main
 from clearhead.data import Files, survey
+from clearhead.train import survey as train_survey
 
 CLEAN = [
     (f"dog number {word} runs home", f"Hund {word} läuft heim") for word in ("one", "two", "three", "four", "five")
@@ -80,6 +82,45 @@ def test_all_that_is_refused_is_listed_and_the_rest_is_counted(tmp_path):
     assert refused["lines that are not UTF-8"][1][0].startswith("4: not UTF-8 (byte 0xE9)")
     assert refused["sources of more words than the model reads tokens (8)"] == (1, ["8: 9 words"])
     assert found.pairs == 3
+
+
+def test_what_training_refuses_for_its_tokens_is_refused(tmp_path):
+    """Few words of many tokens, and symbols that train has not: both are known when vocabularies are made."""
+    train = written(tmp_path / "train.tsv", CLEAN * 9)
+    valid = written(tmp_path / "valid.tsv", [CLEAN[0], ("Ü" * 40, "x"), ("dog", "Hund"), ("dog", "Ü" * 40)])
+    small = ["model.max_length=30", "data.tokenizer.size=300"]
+
+    def refused(*settings):
+        found = train_survey([train, valid], [*small, *settings])
+        return places(found[0].refused), places(found[1].refused)
+
+    advice = "shorten it, raise model.max_length, or set data.truncate=true"
+    assert refused() == (
+        {},
+        {
+            "sources of more tokens than the model reads (30)": (
+                1,
+                [f"2: the source has 80 tokens, the model reads 30: {advice}"],
+            ),
+            "targets of more tokens than the model reads (30)": (
+                1,
+                [f"4: the target has 80 tokens, the model reads 29: {advice}"],
+            ),
+        },
+    )
+    assert refused("data.truncate=true") == ({}, {})
+    unknown = refused("data.truncate=true", "data.target_tokenizer=symbols")[1]["targets of unknown symbols"]
+    assert unknown[0] == 2
+    assert unknown[1][0].startswith("2: the target has an unknown symbol 'x' (known: Hund, five")
+
+
+def test_a_survey_outlives_a_file_that_is_damaged_in_its_middle(tmp_path, monkeypatch):
+    monkeypatch.setattr("clearhead.data.lines._CHUNK", 100)
+    train = written(tmp_path / "train.tsv", CLEAN)
+    (tmp_path / "valid.tsv.gz").write_bytes(gzip.compress(b"dog number one runs home\tx\n" * 99, mtime=0)[:-9])
+    _, found = survey(Files({"train": [train], "valid": [str(tmp_path / "valid.tsv.gz")]}))
+    assert [one.kind for one in found.refused] == ["files that training cannot use"]
+    assert "100.0% of its sources are in train too" in [one.kind for one in found.noted]
 
 
 def test_what_is_in_train_too(tmp_path):

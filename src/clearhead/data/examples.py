@@ -12,7 +12,7 @@ epoch.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from clearhead.data.ragged import Ragged, Writer
 from clearhead.data.sources import Source, Split
 from clearhead.data.tokens import BOS, EOS, Tokenizer
-from clearhead.errors import DataError
+from clearhead.errors import DataError, InputError
 
 _SIDES = ("source", "target")
 
@@ -109,19 +109,44 @@ class _Place(NamedTuple):
 def _rows(
     texts: Sequence[str], tokenizer: Tokenizer, most: int, truncate: bool, side: str, place: _Place
 ) -> list[bytes]:
-    """The tokens of each text, at most `most`; raises DataError where there are more, without `truncate`."""
-    if not tokenizer.spells:
-        tokenizer.check(texts)
-    rows, width = tokenizer.pack(texts), tokenizer.dtype.itemsize
-    if max(map(len, rows)) <= most * width:
-        return rows
-    if not truncate:
-        i = next(i for i, row in enumerate(rows) if len(row) > most * width)
-        raise DataError(
-            f"{place.source.where(place.split, place.first + i, side)}: the {side} has {len(rows[i]) // width} tokens, "
-            f"the model reads {most}: shorten it, raise model.max_length, or set data.truncate=true"
-        )
-    return [row[: most * width] for row in rows]
+    """The tokens of each text, at most `most`; raises DataError for one that has others, or more without `truncate`."""
+    width = tokenizer.dtype.itemsize
+    rows = tokenizer.pack(texts) if tokenizer.spells else []
+    if not rows or (max(map(len, rows)) > most * width and not truncate):
+        for i, why in _unreadable(texts, tokenizer, None if truncate else most):
+            raise DataError(f"{place.source.where(place.split, place.first + i, side)}: the {side} {why}")
+        rows = tokenizer.pack(texts)
+    return [row[: most * width] for row in rows] if truncate else rows
+
+
+def unreadable(
+    source: Source, split: Split, tokenizers: tuple[Tokenizer, Tokenizer], limit: int | None
+) -> Iterator[tuple[str, int, str]]:
+    """What `Examples.read` refuses of a split: the side, the number of the pair, why. limit: None with `truncate`."""
+    first = 0
+    for block in source.blocks(split):
+        for side, texts, tokenizer, own in zip(_SIDES, block, tokenizers, (0, 1), strict=True):
+            for i, why in _unreadable(texts, tokenizer, None if limit is None else limit - own):
+                yield side, first + i, why
+        first += len(block[0])
+
+
+def _unreadable(texts: Sequence[str], tokenizer: Tokenizer, most: int | None) -> Iterator[tuple[int, str]]:
+    """The texts that hold an unknown symbol, or more than `most` tokens, by their numbers: why they cannot be read."""
+    unknown = set()
+    for i, text in enumerate(texts) if not tokenizer.spells else ():
+        try:
+            tokenizer.check([text])
+        except InputError as error:
+            unknown.add(i)
+            yield i, f"has an {error}"
+    if most is None:
+        return
+    long = [i for i, text in enumerate(texts) if i not in unknown and tokenizer.may_exceed(text, most)]
+    for i, row in zip(long, tokenizer.pack([texts[i] for i in long]), strict=True):
+        if (count := len(row) // tokenizer.dtype.itemsize) > most:
+            what = f"has {count} tokens, the model reads {most}"
+            yield i, f"{what}: shorten it, raise model.max_length, or set data.truncate=true"
 
 
 class _Again:

@@ -114,6 +114,11 @@ class Tokenizer:
             return kept
         return {**{word: kept[word] for word in words & kept.keys()}, **new}
 
+    def may_exceed(self, text: str, most: int) -> bool:
+        """Can a text have more tokens than that? None has more of them than bytes."""
+        plain = text.lower() if self.backend.normalizer else text
+        return max(len(plain.encode()), len(text.encode())) > most
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token numbers of each text, without begin and end.
 
