@@ -6,6 +6,7 @@ others when they can begin.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -94,10 +95,14 @@ class Others:
         """Return when the first process is ready; ends this one where that has failed, and has said why."""
         if self._store is None:
             return
-        while not self._store.check([self._key]):
-            time.sleep(0.1)
-        if self._store.get(self._key) != b"ready":
-            raise SystemExit(2)
+        try:
+            while not self._store.check([self._key]):
+                time.sleep(0.1)
+            if self._store.get(self._key) == b"ready":
+                return
+        except torch.distributed.DistError:  # it has ended, and what it kept is gone with it
+            pass
+        raise SystemExit(2)
 
 
 class Processes(DDPStrategy):
@@ -105,32 +110,36 @@ class Processes(DDPStrategy):
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
-        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
 
-class _Launcher(_SubprocessScriptLauncher):
+class Launcher(_SubprocessScriptLauncher):
     """Starts the other processes, and watches them."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        over = threading.Event()
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
-            threading.Thread(target=self._watch, name="other processes", daemon=True).start()
+            threading.Thread(target=self._watch, args=(over,), name="other processes", daemon=True).start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         try:
             return function(*args, **kwargs)
         except BaseException:
-            self.kill(9)
+            self.kill(signal.SIGKILL)
             raise
+        finally:
+            over.set()
 
-    def _watch(self) -> None:
+    def _watch(self, over: threading.Event) -> None:
         """End this process where another is lost and it does not notice: some operations then wait for ever."""
         while not (lost := self.lost()):
-            time.sleep(1.0)
-        time.sleep(_GRACE)
-        print(f"error: {lost}", file=sys.stderr, flush=True)
-        self.kill(9)
-        os._exit(2)
+            if over.wait(1.0):
+                return
+        if not over.wait(_GRACE):
+            print(f"error: {lost}", file=sys.stderr, flush=True)
+            self.kill(signal.SIGKILL)
+            os._exit(2)
 
     def lost(self, wait: float = 0.0) -> str | None:
         """Say which of the other processes has failed; None: none has, within some seconds."""
@@ -150,7 +159,7 @@ def lost(trainer: Trainer, error: BaseException) -> str | None:
     if trainer.world_size == 1 or not isinstance(error, RuntimeError):
         return None
     launcher = trainer.strategy.launcher
-    found = launcher.lost(wait=2.0) if isinstance(launcher, _Launcher) else None
+    found = launcher.lost(wait=2.0) if isinstance(launcher, Launcher) else None
     if found is None and re.search(r"gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
         return "another process of this training has ended"
     return found
