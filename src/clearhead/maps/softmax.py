@@ -67,6 +67,11 @@ class SoftmaxMap(AttentionMap):
         self._q, self._k, self._sinks = q, k, sinks
         self.visible, self._score, self._distance = visible, score, distance
 
+    @property
+    def made_of(self) -> tuple[Tensor, Tensor]:
+        """The queries and keys."""
+        return self._q, self._k
+
     def _clean(self) -> tuple[Tensor, Tensor]:
         """Queries and keys without those that take no part; each use has an autograd graph of its own."""
         if not (torch.is_grad_enabled() and (self._q.requires_grad or self._k.requires_grad)):

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from clearhead.maps import SoftmaxMap
 from clearhead.observe.watching.attended import attention_map, four
 from clearhead.observe.watching.replacing import replaced
+from clearhead.observe.watching.trying import check_values
 
 HOW = "torch.nn.MultiheadAttention"
 _ASKING = ("torch.nn.modules.activation", "torch.nn.modules.transformer", __name__)
@@ -139,18 +140,17 @@ def bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any
 def _record(
     watch: Any, path: str, call: dict[str, Any], batch_first: bool, kept: tuple[Tensor, Tensor] | None = None
 ) -> None:
-    with watch.looking():
-        A, cross = _map(call, batch_first, kept)
+    check_values(*(x for x in (call["query"], call["key"]) if not x.is_nested))
+    A, cross = _map(call, batch_first, kept)
     watch.record(A, HOW, cross, path)
 
 
 def _give(watch: Any, path: str, call: dict[str, Any], output: Tensor) -> None:
     """Hand over what the heads put out before the projection that joins them, computed again."""
     shape = call["num_heads"], False, call["query"].dim() == 3
-    with watch.looking():
-        weight, bias = _projections(call)[4:]
-        v = _heads(F.linear(call["value"], weight, bias), *shape)
-        out = _map(call, False)[0] @ _with_more_tokens(v, call["bias_v"], call)[0]
+    weight, bias = _projections(call)[4:]
+    v = _heads(F.linear(call["value"], weight, bias), *shape)
+    out = _map(call, False)[0] @ _with_more_tokens(v, call["bias_v"], call)[0]
     back = call["out_proj_weight"]
     watch.give(path, output, lambda gradient: _heads(gradient @ back.to(gradient.dtype), *shape), out)
 

@@ -39,6 +39,7 @@ from clearhead.observe.watching.frames import Frame, Frames, recomputing, says_c
 from clearhead.observe.watching.functions import Functions
 from clearhead.observe.watching.outputs import token_residual
 from clearhead.observe.watching.torch_modules import fast_path_open, follows
+from clearhead.observe.watching.trying import check_values, trying
 
 NAMES = tuple(field.name for field in fields(Statistics))
 Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], None]
@@ -211,6 +212,12 @@ class Watch(AbstractContextManager[Seen]):
     def _is_away(self) -> bool:
         return getattr(self._thread, "above", None) is not None
 
+    @contextmanager
+    def trying(self, path: str) -> Iterator[None]:
+        """A block that looks at the attention at `path`, and lists it as unseen where that fails."""
+        with trying(self, path), self.looking():
+            yield
+
     def go_away(self, why: str, module: nn.Module | None) -> None:
         """Compiled code begins to run in this thread: follow nothing until its end. `why` nothing is seen of it.
 
@@ -280,7 +287,8 @@ class Watch(AbstractContextManager[Seen]):
         if not self.wants(frame.path if name is None else name):
             return
         name = frame.path if name is None else name
-        with self.looking():
+        with self.trying(name):
+            check_values(*A.made_of if isinstance(A, SoftmaxMap) else ())
             self._record(A, how, cross, name, frame, sinks, given)
 
     def _record(

@@ -1,0 +1,331 @@
+"""Attention written by hand: a product of queries and keys, a softmax, and a product with values.
+
+What is known of a tensor is followed from function to function. At the last product it is held against what went into
+it: weights that are not the softmax of the logits, because heads were mixed or weights squared, renormalised or
+subtracted, are listed as unseen, and never reported as a softmax.
+
+Shapes: B samples, H heads, Nq queries, Nk keys, Dv width of values.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
+
+from clearhead.observe.watching.attended import logits_map
+from clearhead.observe.watching.frames import says_cross
+from clearhead.observe.watching.layouts import Layout, heads_first
+from clearhead.observe.watching.products import PRODUCTS, Product, operands, product_of
+from clearhead.observe.watching.trying import Unseen, check_values
+
+HOW = "matmul, softmax, matmul"
+_SOFTMAXES = {torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax}
+_DROPOUTS = {F.dropout, torch.dropout}
+_MERGES = {torch.reshape, torch.flatten, Tensor.reshape, Tensor.view, Tensor.flatten, torch.cat}
+_PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "get"}
+_RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
+_NORMALISERS = {
+    "sigmoid", "exp", "exp2", "softmax", "log_softmax", "softmin", "gumbel_softmax", "softplus", "logsigmoid",
+    "relu", "gelu", "silu", "elu", "normalize",
+}  # fmt: skip
+_MIXERS = ("linear", "conv", "norm", "cumsum", "sort", "roll", "flip")
+"""Parts of the names of functions that are no more elementwise."""
+_CHANGED = "its weights were changed between the softmax and the product with values"
+_MOVED = 0.02
+"""Share by which half-precision weights may differ from the softmax; others by 100 times their rounding."""
+
+
+@dataclass(eq=False)
+class Made:
+    """What is known of a tensor that came out of a product, with nothing but elementwise functions since."""
+
+    by: str | None = None
+    """The activation or normalisation that it went through."""
+    plain: bool = True
+    """Were all functions since elementwise?"""
+    heads_first: bool | None = None
+    """Do heads come before samples, as far as its queries tell?"""
+
+
+@dataclass(eq=False)
+class Softmax:
+    """A softmax that ran: its logits, its axis, the type of its result, and what product `made` the logits; was it
+    `recorded`?"""
+
+    logits: Tensor
+    axis: int
+    dtype: torch.dtype
+    made: Made | None
+    recorded: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What is known of a tensor that came out of a softmax."""
+
+    of: Softmax
+    views: tuple[Callable[[Tensor], Tensor], ...] = field(default=())
+    """How its axes were moved since."""
+    scale: float = 1.0
+    """What dropout multiplied it by."""
+    left: tuple[int, torch.dtype] | None = None
+    """How many numbers dropout left of it, and of which type."""
+    why: str | None = None
+    """What has changed its numbers."""
+
+    def moved(self, x: Tensor) -> Tensor:
+        """`x`, whose axes are the logits', with the axes of the weights."""
+        for view in self.views:
+            x = view(x)
+        return x
+
+
+class _Thread(threading.local):
+    """What is known in a thread: another one's tensors must not make it forget its own."""
+
+    def __init__(self) -> None:
+        self.products: Any = WeakIdKeyDictionary()
+        self.weights: Any = WeakIdKeyDictionary()
+        self.merged: Any = WeakIdKeyDictionary()  # tensors whose first axis is heads and samples, and which come first
+        self.following = False  # is there anything in any
+
+
+class ByHand:
+    """Follows products, softmaxes, and what is done to them; `handlers` are for the functions to be asked about."""
+
+    def __init__(self, watch: Any) -> None:
+        self._watch = watch
+        self._thread = _Thread()
+        self._stored: set[int] | None = None
+        self.handlers: dict[Any, Callable[..., Any]] = {
+            **dict.fromkeys(_SOFTMAXES, self._softmax),
+            **dict.fromkeys(_DROPOUTS, self._dropout),
+            **dict.fromkeys(_MERGES, self._merge),
+            **dict.fromkeys(PRODUCTS, self._product),
+        }
+
+    @property
+    def following(self) -> bool:
+        """Is anything known of any tensor?"""
+        return self._thread.following
+
+    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """What is known of an argument is known of the result: scaled, masked, cast, dropped, moved."""
+        known = self._thread
+        name = getattr(func, "__name__", "").strip("_")
+        for x in args:
+            if not isinstance(x, Tensor):
+                continue
+            if (weights := known.weights.get(x)) is not None:
+                self._follow_weights(weights, name, func, x, args, kwargs, out)
+            elif isinstance(out, Tensor) and x.numel() == out.numel():
+                if (made := known.products.get(x)) is not None:
+                    known.products[out] = _since(made, name, args)
+                elif x is not out and (order := known.merged.get(x)) is not None and x.shape[:1] == out.shape[:1]:
+                    known.merged[out] = order
+        known.following = bool(known.products or known.weights or known.merged)
+
+    def _follow_weights(
+        self, weights: Weights, name: str, func: Any, x: Tensor, args: Any, kwargs: Any, out: Any
+    ) -> None:
+        if isinstance(out, tuple | list):
+            for part in out:
+                if isinstance(part, Tensor) and part.is_floating_point() and part.dim() > 1:
+                    self._thread.weights[part] = replace(weights, why=f"only parts of its weights ({name}) meet values")
+        elif not isinstance(out, Tensor) or not out.is_floating_point() or out is x:
+            return  # changes in place are found when the numbers are compared
+        elif out.numel() != x.numel():
+            if out.dim() > 1:
+                self._thread.weights[out] = replace(
+                    weights, why=f"its weights went through {name} before they met values"
+                )
+        elif x is args[0] and (name in _PERMUTES or name in _RESHAPES):
+            self._thread.weights[out] = replace(weights, views=(*weights.views, _view(name, func, args, kwargs, out)))
+        else:
+            self._thread.weights[out] = weights
+
+    def _merge(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Reshapes and joins that may put samples and heads in one axis."""
+        out = func(*args, **kwargs)
+        x = args[0] if args else None
+        if isinstance(out, Tensor) and out.dim() == 3:
+            if func is torch.cat:
+                axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+                if isinstance(x, list | tuple) and len(x) == heads_of(self._watch.frame.module) and axis == 0:
+                    self._thread.merged[out] = True  # one head after the other
+            elif isinstance(x, Tensor) and x.dim() == 4 and x.shape[2:] == out.shape[1:]:
+                self._thread.merged[out] = heads_first(x, heads_of(self._watch.frame.module))
+            self._thread.following = self._thread.following or out in self._thread.merged
+        if self.following and func is not torch.cat:
+            self.follow(func, args, kwargs, out)
+        return out
+
+    def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        out = func(*args, **kwargs)
+        logits = args[0] if args else kwargs.get("input")
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if isinstance(out, Tensor) and out.dim() >= 2 and isinstance(axis, int):
+            made = self._thread.products.get(logits)
+            if made is not None or out.dim() > 2:  # the logits of a classifier have two axes
+                self._thread.weights[out] = Weights(Softmax(logits, axis % out.dim(), out.dtype, made))
+                self._thread.following = True
+        return out
+
+    def _dropout(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        x = args[0] if args else kwargs.get("input")
+        rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+        weights = self._thread.weights.get(x) if self.following else None
+        if weights is None or not training or not 0 < rate < 1:
+            out = func(*args, **kwargs)
+            self.follow(func, args, kwargs, out)
+            return out
+        if weights.why is None and not weights.of.recorded:
+            with self._watch.looking():
+                weights = replace(weights, why=changed(x, weights))  # now: it may be dropped in place
+        out = func(*args, **kwargs)
+        with self._watch.looking():
+            left = (int(out.count_nonzero()), out.dtype) if weights.why is None else None
+        self._thread.weights[out] = replace(weights, scale=weights.scale / (1 - rate), left=left)
+        return out
+
+    def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        out = func(*args, **kwargs)
+        known, given = self._thread, operands(args, kwargs)
+        product = product_of(func, args, kwargs)
+        x = next((x for x in given if x in known.weights), None)
+        if x is not None:
+            if not known.weights[x].of.recorded:
+                self._attended(x, known.weights[x], product, out)
+            return out
+        made = next((known.products[x] for x in given if x in known.products), None)
+        if made is not None and made.by is not None and self._is_attention(given, product):
+            self._watch.cannot_see(
+                self._watch.frame.path, f"a product, {made.by}, then a product: weights that are no softmax over keys"
+            )
+        if isinstance(out, Tensor) and not any(self._is_weight(x) for x in given):
+            order = None if product is None else self._order(product)
+            known.products[out] = Made(heads_first=order)
+            known.following = True
+        elif isinstance(out, Tensor) and made is not None:  # heads that are mixed before the softmax
+            known.products[out] = replace(made, plain=False)
+        return out
+
+    def _order(self, product: Product) -> bool | None:
+        """Do heads come before samples in the queries of a product? None: they do not tell."""
+        orders = [self._thread.merged.get(x) for x in product.tensors]
+        if orders == [None, None] and min(x.dim() for x in product.tensors) == 4:
+            orders = [heads_first(x, None) for x in product.tensors]
+        return next((order for order in orders if order is not None), None)
+
+    def _is_attention(self, given: list[Tensor], product: Product | None) -> bool:
+        """Does a product sum what went through an activation over an axis, sample by sample, as weights meet values?"""
+        if product is None:
+            return False
+        x = next(x for x in given if x in self._thread.products)
+        mine, others = product.sides(x)
+        shared = [a for a in mine if a in others and a in product.out]
+        summed = [a for a in mine if a in others and a not in product.out]
+        return bool(shared and summed) and not self._is_weight(product.other(x))
+
+    def _is_weight(self, x: Tensor) -> bool:
+        """Is it a parameter of the model, or a view of one?"""
+        if isinstance(x, nn.Parameter):
+            return True
+        if self._stored is None:
+            self._stored = {p.untyped_storage()._cdata for p in self._watch.model.parameters()}
+        return x.layout is torch.strided and x.untyped_storage()._cdata in self._stored
+
+    def _attended(self, x: Tensor, weights: Weights, product: Product | None, out: Tensor) -> None:
+        frame, watch = self._watch.frame, self._watch
+        if weights.of.made is None and x.dim() < 3:
+            return
+        with watch.trying(frame.path):
+            check_values(x)
+            if weights.of.made is None:
+                raise Unseen("a softmax, then a product; but its logits are no product of queries and keys")
+            if product is None:
+                raise Unseen("a softmax, then a product whose axes are not understood")
+            logits = weights.moved(weights.of.logits)
+            layout = Layout.of(product, x, heads_of(frame.module), weights.of.made.heads_first)
+            if (why := changed(x, weights, layout)) is not None:
+                raise Unseen(why)
+            weights.of.recorded, cross = True, says_cross(frame.path)
+            watch.record(logits_map(layout.maps(logits), cross), HOW, cross)
+            if watch.gives and layout.values is not None:
+                watch.give(frame.path, out, layout.values)
+
+
+@torch.no_grad()
+def changed(x: Tensor, weights: Weights, layout: Layout | None = None) -> str | None:
+    """What is wrong with `x` as the weights that its softmax gave, dropped and rescaled if it was; None: nothing."""
+    if weights.why is not None:
+        return weights.why
+    logits = weights.of.logits.detach()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    expected = weights.moved(logits.to(wide).softmax(weights.of.axis))
+    if expected.shape != x.shape:
+        return _CHANGED
+    if layout is not None and not _sums_to_one(layout.maps(expected)):
+        return "its softmax is over another axis than the one that the product with values sums over"
+    got, expected, left = x.detach().to(wide), expected * weights.scale, weights.left
+    far = (got - expected).abs() > _tolerance(x.dtype, logits.dtype, weights.of.dtype) * (
+        expected + 1e-4 * weights.scale
+    )
+    far &= ~(got.isnan() & expected.isnan())
+    if left is not None:
+        far &= got != 0
+    if bool(far.any()) or (left is not None and left[1] == x.dtype and int(x.count_nonzero()) != left[0]):
+        return _CHANGED
+    return None
+
+
+def _tolerance(*dtypes: torch.dtype) -> float:
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+    return _MOVED if coarsest > 1e-4 else 100 * coarsest
+
+
+def _sums_to_one(weights: Tensor) -> bool:
+    sums = weights.sum(-1)
+    return bool(((sums - 1).abs() < 1e-3).logical_or(sums.isnan()).all())
+
+
+def _since(made: Made, name: str, args: Any) -> Made:
+    """What is known of a product after the function `name`."""
+    if any(part in name for part in _MIXERS) and name not in _NORMALISERS:
+        return replace(made, plain=False)
+    if not made.plain or made.by is not None:
+        return made
+    if name in _NORMALISERS or _divides_by_sums(name, args):
+        return replace(made, by=name if name in _NORMALISERS else "a division by sums")
+    return made
+
+
+def _divides_by_sums(name: str, args: Any) -> bool:
+    if name not in ("div", "truediv", "itruediv", "true_divide") or len(args) < 2:
+        return False
+    x, by = args[:2]
+    return isinstance(by, Tensor) and isinstance(x, Tensor) and by.dim() == x.dim() and by.shape[-1] == 1 < x.shape[-1]
+
+
+def _view(name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Callable[[Tensor], Tensor]:
+    """What a function that moves axes does to any tensor of the same shape."""
+    if name in _RESHAPES:
+        shape = out.shape
+        return lambda x: x.reshape(shape)
+    rest = args[1:]
+    return lambda x: func(x, *rest, **kwargs)
+
+
+_MOST_HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads", "nheads", "n_attention_heads")
+
+
+def heads_of(module: nn.Module) -> int | None:
+    """How many heads a module says it has."""
+    found = (getattr(module, name, None) for name in _MOST_HEADS)
+    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), None)
