@@ -114,11 +114,16 @@ def test_packed_sequences_are_known_by_their_positions(name, monkeypatch):
     ids = BY_NAME[name].inputs(False)["input_ids"][:, :11]
     sizes = ((3, 6, 2), (11,), (1, 1, 9))
     at = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in sizes])
-    out = model(input_ids=ids, position_ids=at, use_cache=False).last_hidden_state
-    for row, x, got in zip(sizes, ids, out, strict=True):
-        for part, part_got in zip(x.split(row), got.split(row), strict=True):
-            alone = model(input_ids=part[None], use_cache=False).last_hidden_state[0]
+    with ch.watch(model) as seen:
+        out = model(input_ids=ids, position_ids=at, use_cache=False).last_hidden_state
+    far = torch.stack([call.statistics.distance for call in seen], 1)
+    for row, x, got, ways in zip(sizes, ids, out, far, strict=True):
+        for part, part_got, part_ways in zip(x.split(row), got.split(row), ways.split(row, -1), strict=True):
+            with ch.watch(model) as seen:
+                alone = model(input_ids=part[None], use_cache=False).last_hidden_state[0]
             torch.testing.assert_close(part_got, alone, rtol=1e-5, atol=1e-5)
+            distance = torch.stack([call.statistics.distance[0] for call in seen])
+            torch.testing.assert_close(part_ways, distance, rtol=1e-4, atol=1e-5)
 
 
 LEFT = torch.tensor([0, 2, 5])

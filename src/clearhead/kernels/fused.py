@@ -345,11 +345,25 @@ class Return(Pass):
             part += mine.gradient(there, found).sum_to_size(part.shape)
 
 
+def reaches(visible: Visible) -> bool:
+    """Does float32 hold every position, counted from the first?"""
+    if visible.q_positions is None and visible.k_positions is None:
+        return visible.n_queries + visible.n_keys < _WHOLE
+    ends = [x.aminmax() for x in (visible.positions_of_queries(), visible.positions_of_keys()) if x.numel()]
+    return not ends or int(max(x.max for x in ends) - min(x.min for x in ends)) < _WHOLE
+
+
+_WHOLE = 1 << 24
+"""Float32 holds all whole numbers up to here."""
+
+
 def _positions(visible: Visible) -> tuple[Tensor, Tensor]:
-    """Where queries and keys stand, float32, (B or 1, H or 1, N): those that no one gave are written once for all."""
+    """Where queries and keys stand, counted from the first key, float32, (B or 1, H or 1, N): those that no one gave
+    are written once for all."""
     if not visible.alike:
-        given = visible.positions_of_queries(), visible.positions_of_keys()
-        return tuple(x.float().contiguous() for x in given)  # type: ignore[return-value]
+        q, k = visible.positions_of_queries(), visible.positions_of_keys()
+        first = k.amin() if k.numel() else 0
+        return (q - first).float().contiguous(), (k - first).float().contiguous()
     return _lined_up(visible.n_queries, visible.n_keys)
 
 

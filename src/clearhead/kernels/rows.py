@@ -113,22 +113,21 @@ class Ways:
     """
 
     def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype) -> None:
-        q, k = q.to(dtype), k.to(dtype)
         self._edges: Tensor | None = None
         if q.numel() * k.shape[-1] <= _FEW:  # no plan is worth its while
             self._columns = slice(0)
-            self._near = (q[..., :, None] - k[..., None, :]).abs_()
+            self._near = apart(q, k, dtype)
             return
         first, last = q.amin(-1, keepdim=True), q.amax(-1, keepdim=True)
-        before, behind = (first - k).clamp(min=0), (k - last).clamp(min=0)
+        before, behind = (first - k).clamp(min=0).to(dtype), (k - last).clamp(min=0).to(dtype)
         self._edges = torch.stack([(k <= first).to(dtype), before, (k > last).to(dtype), behind], -2)
-        one = torch.ones_like(q)
-        self._to_edges = torch.stack([q - first, one, last - q, one], -2)
+        one = torch.ones_like(q, dtype=dtype)
+        self._to_edges = torch.stack([(q - first).to(dtype), one, (last - q).to(dtype), one], -2)
         between = (k > first) & (k <= last)
         columns = between.flatten(0, -2).any(0).nonzero().squeeze(-1)
         near = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 0)
         self._columns = near
-        self._near = (q[..., :, None] - k[..., None, near]).abs_().mul_(between[..., None, near])
+        self._near = apart(q, k[..., near], dtype).mul_(between[..., None, near])
 
     def summed(self, exp: Tensor) -> Tensor:
         """Σ exp · |position of the query - position of the key|, (b, h, r)."""
@@ -139,6 +138,11 @@ class Ways:
         if self._columns.stop > self._columns.start:
             total += (exp[..., self._columns] * self._near).sum(-1)
         return total
+
+
+def apart(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
+    """|position of the query - position of the key|, (…, r, K): whole numbers first, of which floats lose some."""
+    return (q[..., :, None] - k[..., None, :]).abs_().to(dtype)
 
 
 def sink_weight(rows: Rows, sinks: Tensor) -> Tensor:

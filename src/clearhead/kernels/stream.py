@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clearhead.kernels import fused
 from clearhead.kernels.distances import give_back
-from clearhead.kernels.rows import Ways, grad_logits, logsumexp, measure, softmax_rows
+from clearhead.kernels.rows import Ways, apart, grad_logits, logsumexp, measure, softmax_rows
 from clearhead.kernels.score import ByDistance, Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
 from clearhead.kernels.tiles import PAIRS, Size, Tile, tiles
@@ -76,7 +76,9 @@ def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task, *gradients: Tensor) -> s
         return "weights are dropped by PyTorch's random numbers"
     see = task.visible
     more = (task.score.tensor, see.mask, see.q_positions, see.k_positions, task.sinks, *gradients)
-    return fused.misfit(q, k, v, *more)
+    if (why := fused.misfit(q, k, v, *more)) is not None:
+        return why
+    return "positions too far apart for float32" if task.distance and not fused.reaches(see) else None
 
 
 def how(q: Tensor, k: Tensor, v: Tensor, task: Task) -> str:
@@ -257,7 +259,7 @@ def _ways(tile: Tile, task: Task, wide: torch.dtype) -> Tensor | None:
     if not task.distance or task.sinks is None:
         return None
     q, k = task.visible.positions_of_queries(), task.visible.positions_of_keys()
-    return (tile.of(q[..., :, None]).to(wide) - tile.of(k[..., None, :]).to(wide)).abs_()
+    return apart(cut(q, tile.b, tile.h, tile.rows), cut(k, tile.b, tile.h, tile.keys), wide)
 
 
 def _dropped(x: Tensor, task: Task, index: int) -> Tensor:

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.patterns import Pattern, causal, chunks, everything, window
+from clearhead.patterns import Pattern, causal, chunks, documents, everything, window
 
 _OURS = __name__.partition(".")[0]
-_APART = 1 << 32
-"""How far packed sequences stand from each other: each lies in a chunk of its own, at its own positions."""
 _Place = Callable[[Tensor], Tensor]
 """From slots (N,) to positions (B, N)."""
 
@@ -235,11 +233,10 @@ def _read(function: Callable[..., Any]) -> tuple[Pattern, _Place | None] | None:
             return causal() & chunks(chunk["chunk_size"]), partial(_behind, chunk["left_padding"])
         case ["packed_sequence_mask_function", "remap_positions_for_packed_sequence"]:
             packed, own = cells["packed_sequence_mask_function"], cells["remap_positions_for_packed_sequence"]
-            inner = _read(own["mask_function"])
-            if inner is None or inner[1] is not None:
+            sequences, inner = packed["packed_sequence_mask"], _read(own["mask_function"])
+            if inner is None or inner[1] is not None or not _rise_by_one(own["position_ids"], sequences):
                 return None
-            place = partial(_packed, packed["packed_sequence_mask"], own["position_ids"])
-            return inner[0] & chunks(_APART), place
+            return inner[0] & documents(sequences), _themselves
     return None
 
 
@@ -248,9 +245,13 @@ def _behind(padding: Tensor, slots: Tensor) -> Tensor:
     return slots - padding.to(slots.device)[:, None]
 
 
-def _packed(sequences: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
-    """Positions in each one's own sequence, the sequences far apart; half a chunk leaves room for negative ones."""
-    return sequences[:, slots] * _APART + _APART // 2 + positions[:, slots]
+def _rise_by_one(positions: Tensor, sequences: Tensor) -> bool:
+    """Are tokens of a packed sequence as far apart as their slots are?"""
+    return bool(((positions.diff(dim=-1) == 1) | (sequences.diff(dim=-1) != 0)).all())
+
+
+def _themselves(slots: Tensor) -> Tensor:
+    return slots[None]
 
 
 def _conjuncts(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
