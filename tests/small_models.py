@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: 
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES  # noqa: E402
 
 WIDTH, HEADS, HEAD, FEED, WORDS, ROOM, TOKENS, IMAGE, PATCH, MEL = 32, 4, 8, 48, 64, 64, 11, 32, 8, 16
+MOST = 3_000_000  # parameters
 RULES: dict[str, Any] = {
     r"hidden_size|d_model|n_embd|dim|embed_dim|embedding_size|hidden_dim|emb_dim|model_dim|width|out_hidden_size|"
     r"(en|de)coder_hidden_size|word_embed_proj_dim|projection_dim|text_hidden_size|cross_attention_hidden_size|"
@@ -62,7 +63,9 @@ KEPT = re.compile(
     r"type_vocab_size|num_feat_extract_layers|max_window_layers|encode_proj_layers|upsample_\w+|cardinality|"
     r"num_(dense|residual|conv|lstm)_layers"
 )
-MROPE = re.compile(r"(glm4v|glm4v_moe|glm_image|glm_ocr|glm46v|qwen2_vl|qwen2_5_vl|paddleocr_vl|ernie4_5_vl_moe)(_text)?")
+MROPE = re.compile(
+    r"(glm4v|glm4v_moe|glm_image|glm_ocr|glm46v|qwen2_vl|qwen2_5_vl|paddleocr_vl|ernie4_5_vl_moe)(_text)?"
+)
 
 
 def kinds() -> list[str]:
@@ -101,12 +104,31 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "lilt": {"channel_shrink_ratio": 2, "hidden_size": 48, "intermediate_size": 48},
     "layoutlmv3": {"input_size": 32, "patch_size": 8, "coordinate_size": 4, "shape_size": 4, "hidden_size": 24},
     "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 32},
-    "reformer": {"axial_pos_shape": [4, 4], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 2},
+    "reformer": {
+        "axial_pos_shape": [4, 4],
+        "axial_pos_embds_dim": [16, 16],
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "num_buckets": 2,
+    },
     "nemotron": {"num_key_value_heads": 4},
     "mistral4": {"head_dim": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "autoformer": {"prediction_length": 4, "context_length": 8},
-    "bridgetower": {"text_config": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 64}, "vision_config": {"hidden_size": 64, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8}, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2},
+    "bridgetower": {
+        "text_config": {
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "intermediate_size": 48,
+            "vocab_size": 64,
+        },
+        "vision_config": {"hidden_size": 64, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8},
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+    },
     "cohere_compass_text": {"layer_types": ["full_attention", "sliding_attention"]},
     "moonshine_streaming": {},
 }
@@ -172,7 +194,10 @@ def _rope(config: Any, own: dict[str, Any], found: dict[str, Any]) -> None:
     rope = own.get(name)
     if isinstance(rope, dict) and ("mrope_section" in rope or MROPE.fullmatch(config.model_type)):
         half = int(HEAD * rope.get("partial_rotary_factor", 1.0)) // 2
-        found[name] = {**rope, "mrope_section": [half - 2 * (half // 3), half // 3, half // 3] if half > 2 else [1, 1, 0]}
+        found[name] = {
+            **rope,
+            "mrope_section": [half - 2 * (half // 3), half // 3, half // 3] if half > 2 else [1, 1, 0],
+        }
 
 
 def build(kind: str, way: str = "eager") -> Any:
@@ -250,12 +275,18 @@ def _video(config: Any, g: Any) -> Tensor:
 
 
 def _features(config: Any, g: Any) -> Tensor:
-    mel, room = _first(config, ("num_mel_bins", "feature_size", "input_feat_per_channel"), MEL), _first(config, ("max_source_positions",), 0)
+    mel, room = (
+        _first(config, ("num_mel_bins", "feature_size", "input_feat_per_channel"), MEL),
+        _first(config, ("max_source_positions",), 0),
+    )
     return torch.randn(2, mel, 2 * room, generator=g) if room else torch.randn(2, 64, mel, generator=g)
 
 
 def _first(config: Any, names: tuple[str, ...], default: Any) -> Any:
-    for holder in (config, *(getattr(config, part, None) for part in ("vision_config", "audio_config", "encoder_config"))):
+    for holder in (
+        config,
+        *(getattr(config, part, None) for part in ("vision_config", "audio_config", "encoder_config")),
+    ):
         for name in names:
             value = getattr(holder, name, None)
             if value is not None:
@@ -270,7 +301,9 @@ MAKERS: dict[str, Any] = {
     "pixel_values": image,
     "image_embeds": image,
     "pixel_values_videos": _video,
-    "bbox": lambda config, g: torch.tensor([1, 2, 8, 9]).expand(2, TOKENS, 4) + torch.randint(5, (2, TOKENS, 1), generator=g),
+    "bbox": lambda config, g: (
+        torch.tensor([1, 2, 8, 9]).expand(2, TOKENS, 4) + torch.randint(5, (2, TOKENS, 1), generator=g)
+    ),
     "input_values": lambda config, g: torch.randn(2, 2000, generator=g),
     "input_features": _features,
     "input_features_mask": lambda config, g: torch.ones(2, 64, dtype=torch.long),
@@ -279,3 +312,27 @@ MAKERS: dict[str, Any] = {
     "grid_thw": lambda config, g: torch.tensor([[1, 4, 4], [1, 4, 8]]),
     "hidden_states": lambda config, g: torch.randn(2, TOKENS, WIDTH, generator=g),
 }
+
+
+def why_not(kind: str) -> str | None:
+    """Why a model type cannot be run small, in a word of `architectures.NOT_RUN`; None: it can."""
+    try:
+        with torch.device("meta"):
+            if sum(p.numel() for p in model_class(kind)(small(kind)).parameters()) > MOST:
+                return "large"
+    except Exception:  # some cannot be built without memory
+        pass
+    try:
+        model = build(kind)
+    except ImportError:
+        return "library"
+    except Exception:
+        return "configuration"
+    try:
+        with torch.no_grad():
+            out = model(**inputs(model))
+    except Exception:
+        return "inputs"
+    return (
+        "nan" if any(x.is_floating_point() and x.isnan().any() for x in out.values() if isinstance(x, Tensor)) else None
+    )

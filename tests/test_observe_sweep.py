@@ -1,0 +1,64 @@
+"""`watch` and attn_implementation="clearhead" over every architecture of transformers that can be built small.
+
+Each is run with random weights, in evaluation mode and in those ways to attend that it has. Eager weights are the
+oracle: outputs are the same to the bit, what was seen has the weights of eager attention, and what attended and was
+not seen is listed. Which ones are seen in part, refused, or cannot be run is written in `architectures`.
+"""
+
+import pytest
+
+import architectures as known
+import small_models
+from swept import Report, swept
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_thread", "quiet")]
+NOT_RUN = {kind: reason for reason, kinds in known.NOT_RUN.items() for kind in kinds}
+RUN = [kind for kind in small_models.kinds() if kind not in NOT_RUN]
+CASES = [pytest.param(kind, marks=[pytest.mark.xfail(strict=True)] if kind in known.OPEN else []) for kind in RUN]
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    """Transformers speaks about each model."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    yield
+    logging.set_verbosity(level)
+
+
+def level(kind: str) -> str:
+    """How much of its attention is to be seen."""
+    lists = {"no attention": known.NO_ATTENTION, "partly seen": known.PARTLY, "listed": known.LISTED}
+    return next((name for name, kinds in lists.items() if kind in kinds), "seen")
+
+
+def attends(kind: str) -> str:
+    """Who is to attend under attn_implementation="clearhead"."""
+    lists = {
+        "refused": known.REFUSED,
+        "no such name": known.UNKNOWN_NAME,
+        "the model itself": [*known.OWN, *known.NO_ATTENTION],
+        "partly clearhead": known.BOTH,
+    }
+    return next((name for name, kinds in lists.items() if kind in kinds), "clearhead")
+
+
+def hold(report: Report) -> None:
+    assert not report.problems, "\n".join(report.problems)
+    assert report.level == level(report.kind), report.unseen
+    assert report.clearhead == attends(report.kind)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_what_is_seen_is_what_ran(kind):
+    hold(swept(kind))
+
+
+def test_every_architecture_is_run_or_listed():
+    assert len(RUN) >= 200
+    assert not {*NOT_RUN} - {*small_models.kinds()}
+    assert len(NOT_RUN) == sum(map(len, known.NOT_RUN.values()))
+    for kinds in (known.NO_ATTENTION, known.PARTLY, known.LISTED, known.REFUSED, known.UNKNOWN_NAME, known.OWN):
+        assert not {*kinds} - {*RUN}
