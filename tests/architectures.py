@@ -74,9 +74,9 @@ PARTLY = listed("""
 """)
 """Some of their attention is seen, the rest is listed in `unseen`."""
 
-LISTED = """
+LISTED = listed("""
     longformer mra reformer swiftformer yoso
-""".split()
+""")
 """None of their attention is seen; all of it is listed in `unseen`."""
 
 # under attn_implementation="clearhead"
@@ -107,7 +107,7 @@ BOTH = listed("""
 
 # what is wrong
 
-OPEN = """
+OPEN = listed("""
     convbert groupvit led longformer mra pegasus_x reformer swiftformer yoso
-""".split()
+""")
 """Something attends that is neither seen nor listed."""
