@@ -108,6 +108,6 @@ BOTH = listed("""
 # what is wrong
 
 OPEN = listed("""
-    convbert groupvit led longformer mra pegasus_x reformer swiftformer yoso
+    convbert groupvit led mra pegasus_x swiftformer
 """)
 """Something attends that is neither seen nor listed."""
