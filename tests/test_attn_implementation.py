@@ -1,5 +1,6 @@
 """Clearhead as the attention of Hugging Face's models: what `eager` gives, without masks of n² pairs."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -311,6 +312,8 @@ MISUSES = {
     "and-ed with numbers": lambda m: m & torch.ones(2, 1, 5, 7, dtype=torch.long),
     "summed": lambda m: m.sum(-1),
     "sorted": lambda m: m.argmax(-1),
+    "turned": lambda m: m.mT,
+    "bare": lambda m: m.data,
 }
 
 
@@ -343,6 +346,34 @@ def test_what_leaves_a_mask_a_mask_is_understood(name):
     got = use(mask_of_a_model())
     assert type(got) is type(mask_of_a_model())
     assert torch.equal(got.written(), want)
+
+
+def test_a_copy_of_a_mask_is_not_written_out(monkeypatch):
+    monkeypatch.setattr(theirs, "sdpa_mask", refuse)
+    for copy in (mask_of_a_model().detach(), mask_of_a_model().clone(), mask_of_a_model().contiguous()):
+        assert copy.sight is not None
+    copy.requires_grad = False
+    assert not copy.requires_grad
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_gradient_checkpointing_changes_nothing(name, reentrant):
+    """Watched too: bit for bit."""
+    model, grads = BY_NAME[name].make("clearhead").train(), []
+    for watching in (None, False, True):
+        if watching is not None:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        torch.manual_seed(0)
+        with ch.watch(model) if watching else contextlib.nullcontext() as seen:
+            run(model, BY_NAME[name].inputs(True))
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+    assert not seen.unseen
+    assert len(seen) == (6 if name == "t5" else 2)
+    for plain, checkpointed, watched in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, plain)  # what is shared is added up in another order
+        assert torch.equal(watched, checkpointed)
 
 
 def test_what_reads_a_mask_as_booleans_is_understood():

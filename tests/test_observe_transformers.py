@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("transformers")
 
 import foreign_models as foreign
-from clearhead.observe import watch
+from clearhead.observe import AttentionMonitor, watch
 
 CASES = [
     pytest.param(model, way, padding, id=f"{model.name}-{way}-{padding}")
@@ -183,20 +183,29 @@ def test_beam_search_and_an_encoder_decoder():
     assert cross[0].statistics.visible[2:4, 0, 0].tolist() == [7, 7]
 
 
-def test_gradient_checkpointing():
-    given = foreign.BY_NAME["llama"].inputs(False)
-    grads = []
-    for watching in (False, True):
-        model = foreign.BY_NAME["llama"].make("sdpa").train()
-        model.activation_checkpointing_enable()
-        if watching:
-            with watch(model) as seen:
-                model(**given, use_cache=False).last_hidden_state.square().mean().backward()
-        else:
-            model(**given, use_cache=False).last_hidden_state.square().mean().backward()
-        grads.append([p.grad for p in model.parameters()])
-    assert len(seen) == 2
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("name", "way"), [("llama", "sdpa"), ("llama", "eager"), ("bert", "sdpa"), ("t5", "sdpa")])
+def test_gradient_checkpointing(name, way, reentrant):
+    """With a mask, watched, watched with gradients and monitored: bit for bit as unwatched."""
+    given, grads = foreign.BY_NAME[name].inputs(True), []
+    for by in ("nobody", "watch", "watch with gradients", "monitor"):
+        model = foreign.BY_NAME[name].make(way).train()
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        looking = {
+            "nobody": nullcontext(),
+            "watch": watch(model),
+            "watch with gradients": watch(model, grad=True),
+            "monitor": AttentionMonitor(model).step(),
+        }[by]
+        torch.manual_seed(0)
+        with looking as seen:
+            model(**given).last_hidden_state.square().mean().backward()
+        if by.startswith("watch"):
+            assert not seen.unseen
+            assert len(seen) == (6 if name == "t5" else 2)
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    for some in zip(*grads, strict=True):
+        assert all(torch.equal(some[0], other) for other in some[1:])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -74,30 +74,28 @@ class Mask(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
         with torch._C.DisableTorchFunctionSubclass():
-            if func in _WITHOUT_PAIRS:
-                return func(*args, **kwargs)
+            if name in _ABOUT and not any(isinstance(x, Tensor) for x in args[1:]):
+                found = func(*args, **kwargs)
+                if not isinstance(found, Tensor):  # what `data`, `T` and their like give holds nothing
+                    return found
+            if name in _COPIES:
+                return cls.of(args[0].sight, args[0].written, args[0].shape, args[0].device)
             if not _understood(name, args, kwargs):
                 raise InputError(_not_understood(name))
             result = func(*_plain(args), **_plain(kwargs))
         return result if name in _READS else _masks(result)
 
 
-_WITHOUT_PAIRS = {
-    *(
-        getattr(Tensor, name).__get__
-        for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_nested", "is_sparse")
-    ),
-    *(
-        getattr(Tensor, name)
-        for name in ("size", "dim", "numel", "nelement", "__len__", "__hash__", "is_floating_point", "stride")
-    ),
-    torch.is_floating_point,
-    torch.numel,
-}
+_ABOUT = {
+    "__get__", "__set__", "size", "dim", "ndimension", "numel", "nelement", "__len__", "__hash__", "is_floating_point",
+    "is_complex", "stride", "storage_offset", "element_size", "is_contiguous", "get_device", "is_tensor",
+}  # fmt: skip
+"""Functions that ask what kind of tensor it is, never what it holds."""
+_COPIES = {"detach", "clone", "contiguous"}
 _KEEP = {
-    "__getitem__", "narrow", "select", "index_select", "chunk", "split", "unbind", "contiguous", "clone", "detach",
-    "to", "cpu", "cuda", "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "squeeze", "unsqueeze",
-    "view", "reshape", "flatten", "unflatten", "transpose", "permute",
+    "__getitem__", "narrow", "select", "index_select", "chunk", "split", "unbind", "to", "cpu", "cuda", "expand",
+    "expand_as", "broadcast_to", "repeat", "repeat_interleave", "squeeze", "unsqueeze", "view", "reshape", "flatten",
+    "unflatten", "transpose", "permute",
 }  # fmt: skip
 """Functions that leave a mask a mask."""
 _JOIN = {
