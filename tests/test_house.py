@@ -10,7 +10,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 HOUSE = SRC / "clearhead"
 LEVELS = {
-    "errors": 0,
+    **dict.fromkeys(("errors", "writing"), 0),
     "patterns": 1,
     "kernels": 2,
     "maps": 3,

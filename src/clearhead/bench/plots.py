@@ -16,8 +16,10 @@ from clearhead.bench.peers import OURS
 from clearhead.bench.scaling import Growth
 from clearhead.bench.small import Beyond
 from clearhead.bench.table import Table
+from clearhead.errors import InputError
 from clearhead.picture.sheet import Sheet, inches, lines, spread
 from clearhead.picture.ticks import INK, MUTED
+from clearhead.writing import together
 
 OWN, OTHER = "#0072b2", "#b9bcc4"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#8a3f8f", "#1c1b22")  # told apart by all eyes
@@ -59,11 +61,17 @@ class Panel:
 
 
 def save(found: Found, folder: Path, name: str, device: str = "cpu") -> list[str]:
-    """Write NAME.png and NAME.json into `folder`, which is made; returns what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    picture(found).savefig(folder / f"{name}.png", metadata={"Software": None})
+    """Write NAME.png and NAME.json into `folder`, which is made; returns what was written.
+
+    Raises InputError where that cannot be.
+    """
     record = {"machine": machine(device), "comparisons": [one.record() for one in found]}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    try:
+        with together(folder) as place:
+            picture(found).savefig(place / f"{name}.png", metadata={"Software": None})
+            (place / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {(error.strerror or str(error)).lower()}") from None
     return [f"written to {folder}: {name}.png, {name}.json"]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from clearhead.demo.training import EVERY, HEADS, LAYERS, WIDTH, Event, Run, Words, one_thread, train
 from clearhead.errors import InputError, check_place
 from clearhead.observe import LowerLearningRate
+from clearhead.writing import together
 
 STEPS = 300
 RATE, WARMUP = 0.006, 30
@@ -185,9 +186,13 @@ class Collapse:
         from clearhead.demo.picture import picture
 
         folder = _made(Path(folder))
-        picture(self).savefig(folder / "collapse.png")
         whole = json.dumps(self.record(), allow_nan=False)
-        (folder / "collapse.json").write_text(whole + "\n", encoding="utf-8")
+        try:
+            with together(folder) as place:
+                picture(self).savefig(place / "collapse.png")
+                (place / "collapse.json").write_text(whole + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {folder}: {(error.strerror or str(error)).lower()}") from None
 
 
 def loss_speaks(losses: Sequence[float]) -> int | None:

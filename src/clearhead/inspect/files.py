@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clearhead.errors import DataError, InputError, check_place
+from clearhead.writing import together
 
 STATISTICS = "statistics.json"
 MADE_BY = "clearhead inspect"
@@ -45,13 +46,15 @@ class Folder:
 
     def _read_earlier(self) -> list[str]:
         """The files of an earlier inspection."""
-        others = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
+        there = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
+        others = [name for name in there if not name.startswith(".")]  # of which none is ever written
         if not others:
             return []
         try:
             record = json.loads((self.path / STATISTICS).read_text(encoding="utf-8"))
             if record["made_by"] == MADE_BY:
-                return [Path(name).name for name in record["files"]]
+                names = [Path(name).name for name in record["files"]]
+                return [name for name in names if (self.path / name).is_file() or (self.path / name).is_symlink()]
         except (OSError, ValueError, KeyError, TypeError):
             pass
         raise InputError(f"{self.path} holds other things, such as {others[0]}: choose another --out")
@@ -61,14 +64,12 @@ class Folder:
     ) -> None:
         """Save figures by their names, and then the record; `files` are told one by one."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in self._earlier:
-                (self.path / name).unlink(missing_ok=True)
-            for name, figure in pictures:
-                figure.savefig(self.path / name)
-                files.append(self.path / name)
-            files.append(self.path / STATISTICS)
-            whole = json.dumps({"made_by": MADE_BY, **record()}, ensure_ascii=False, allow_nan=False, indent=1)
-            (self.path / STATISTICS).write_text(whole + "\n", encoding="utf-8")
+            with together(self.path, self._earlier) as place:
+                for name, figure in pictures:
+                    figure.savefig(place / name)
+                    files.append(self.path / name)
+                files.append(self.path / STATISTICS)
+                whole = json.dumps({"made_by": MADE_BY, **record()}, ensure_ascii=False, allow_nan=False, indent=1)
+                (place / STATISTICS).write_text(whole + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}") from None

@@ -19,6 +19,7 @@ from clearhead.picture.heads import check_labels
 from clearhead.picture.packing import compressed
 from clearhead.picture.page import ATLAS, Markup, join, page, tag
 from clearhead.picture.tokens import legible
+from clearhead.writing import write
 
 LIMIT = 1 << 23
 """Weights in one page: 12 layers of 12 heads over 241 tokens."""
@@ -88,7 +89,8 @@ def atlas(
         "numbers": compressed(_numbers(layers, packed)),
     }
     body = join(_header(legible(title), legible(subtitle)), tag("main", *_sections(curves)))
-    Path(path).write_bytes(page(f"{legible(title)}: attention", body, data, ATLAS, ("report", "atlas")))
+    content = page(f"{legible(title)}: attention", body, data, ATLAS, ("report", "atlas"))
+    write(Path(path), lambda file: file.write(content))
 
 
 class _Axes:

@@ -13,6 +13,7 @@ from clearhead.picture import examples as predictions
 from clearhead.picture import explorer, samples, strips
 from clearhead.picture.diagnosis import diagnose
 from clearhead.picture.page import REPORT, Markup, join, page, tag
+from clearhead.writing import write
 
 CAVEAT = "Published figures are for the same dictionary, but not on this split: compare them with care."
 BETTER = {"less": "Share of mistakes; less is better.", "more": "More is better."}
@@ -65,7 +66,8 @@ def training_report(
             _predictions(examples),
         ),
     )
-    Path(path).write_bytes(page(title, body, data, REPORT))
+    whole = page(title, body, data, REPORT)
+    write(Path(path), lambda file: file.write(whole))
 
 
 def _header(title: str, subtitle: str) -> Markup:

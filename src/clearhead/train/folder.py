@@ -12,12 +12,12 @@ runs/g2p/
   scores.json, report.html     how good it is, and what it looks at
 """
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from clearhead import writing
 from clearhead.data.tokens import Tokenizer
 from clearhead.errors import ConfigError, InputError, RunError
 from clearhead.observe.monitoring.record_file import RecordFile
@@ -123,42 +123,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole.
-
-    The new one is written beside the old, brought to the disk, and then takes its name: a kill or a full disk leaves
-    the old. Raises RunError when it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file as `clearhead.writing.write` does; raises RunError when it cannot be written."""
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        bring_to_disk(path.parent)
+        writing.write(path, write)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {_reason(error)}; what was there before is whole") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    """What the system said: torch and safetensors raise a RuntimeError of their own while they handle it."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror
-        inner = inner.__context__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def bring_to_disk(folder: Path) -> None:
-    """A new name is only safe once its folder is on the disk, where the system can say so (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise RunError(f"cannot write {path}: {why}; what was there before is whole") from error

@@ -13,6 +13,7 @@ from clearhead.train.folder import RunFolder
 from clearhead.train.judges import Judge
 from clearhead.train.model import Model
 from clearhead.train.scores import Example, examples, judge_of, table
+from clearhead.writing import write_figure
 
 SHOWN = 200
 """Predictions looked at."""
@@ -115,7 +116,7 @@ def draw(model: Model, word: str, path: str | Path) -> None:
     rows, columns = seen["axes"][last]
     figure = heatmap(torch.from_numpy(seen["maps"][last].mean(0)), rows=rows, columns=columns, title=word)
     try:
-        figure.savefig(path)
+        write_figure(Path(path), figure)
     except (OSError, ValueError) as error:  # a folder that is not there, an unknown ending
         raise InputError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
 

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
 from clearhead.errors import InputError, RunError
-from clearhead.train.folder import RunFolder, bring_to_disk
+from clearhead.train.folder import RunFolder
 from clearhead.train.lock import locked
+from clearhead.writing import bring_to_disk
 
 LONGEST = 200
 """Bytes of a name at most: file systems take 255, and the names beside it are longer."""
