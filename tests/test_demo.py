@@ -112,7 +112,7 @@ def test_files(short):
     assert sorted(file.name for file in folder.iterdir()) == ["collapse.json", "collapse.png"]
     assert (folder / "collapse.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "collapse.json").read_text()) == story.record()
-    with pytest.raises(InputError, match="cannot make"):
+    with pytest.raises(InputError, match="cannot be written"):
         collapse(steps=5, out=folder / "collapse.json")
 
 
