@@ -70,8 +70,8 @@ NO_ATTENTION = listed("""
 """Convolutions, Fourier transforms and state spaces: nothing is seen, and nothing is listed."""
 
 PARTLY = listed("""
-    axk2 convbert deepseek_v32 deepseek_v4 glm5_next glm5_next_text glm_moe_dsa groupvit hy_v4 inkling2 inkling2_text led
-    mgp-str mistral_large4 mistral_large4_text pegasus_x
+    axk2 convbert deepseek_v32 deepseek_v4 glm5_next glm5_next_text glm_moe_dsa groupvit hy_v4 inkling2 inkling2_text
+    led mgp-str mistral_large4 mistral_large4_text pegasus_x
 """)
 """Some of their attention is seen, the rest is listed in `unseen`."""
 

@@ -435,6 +435,33 @@ def test_observe_lists_reasons_that_are_given():
         assert reason.strip("`") in source, reason
 
 
+@pytest.mark.parametrize("page", ["docs/observe.md", "docs/hugging-face.md"])
+def test_architectures_are_listed_as_the_sweep_holds_them(page):
+    """Each row with names says how many there are, and the names are those of a list of the sweep."""
+    import architectures
+    import test_observe_sweep as sweep
+
+    of = sweep.level if page == "docs/observe.md" else sweep.attends
+    lists, others = {}, []
+    for kind in sweep.RUN:
+        lists.setdefault(of(kind), []).append(kind)
+    if page == "docs/hugging-face.md":
+        lists["the model itself"] = architectures.OWN  # but for those that have no attention
+    for what, number, which in rows(page, "architectures of transformers"):
+        if what == "not run":
+            counts = [len(kinds) for kinds in architectures.NOT_RUN.values()]
+            assert int(number) == sum(counts)
+            assert sorted(map(int, re.findall(r"\((\d+)\)", which))) == sorted(counts)
+        elif which == "all others":
+            others.append(int(number))
+        else:
+            kinds = re.findall(r"`([^`]+)`", which)
+            assert sorted(kinds) in [sorted(names) for names in lists.values()], what
+            assert int(number) == len(kinds), what
+    assert others == [max(map(len, lists.values()))]
+    assert len(rows(page, "architectures of transformers")) == len(lists) + (page == "docs/observe.md")
+
+
 @pytest.mark.parametrize("room", ["nn", "observe", "picture"])
 def test_the_reference_lists_every_public_name(room):
     listed = re.findall(rf"^::: clearhead\.{room}\.(\w+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
