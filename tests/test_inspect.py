@@ -395,6 +395,56 @@ def test_half_a_model_is_refused(models, tmp_path):
         open_model(tmp_path / "half")
 
 
+@pytest.mark.parametrize(
+    "asking",
+    [
+        {"attn_implementation": "someone/kernel"},
+        {"_attn_implementation": "someone/kernel"},
+        {"_attn_implementation_internal": "kernels-community/flash-attn2"},
+        {"attn_implementation": {"text_config": "someone/kernel"}},
+        {"text_config": {"attn_implementation": "someone/kernel@main:attend"}},
+        {"attn_implementation": "flash_attention_2"},
+        {"attn_implementation": 3},
+    ],
+)
+def test_a_configuration_that_asks_for_a_kernel_is_refused(models, tmp_path, asking, monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)  # nobody is to ask for anything
+    shutil.copytree(models / "bert", tmp_path / "kernel")
+    file = tmp_path / "kernel/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | asking))
+    with pytest.raises(
+        InputError, match=r"kernel/config.json: \S*attn_implementation\S* is .* write 'eager' or 'sdpa'"
+    ):
+        open_model(tmp_path / "kernel")
+
+
+def test_an_index_that_leads_out_of_its_folder_is_refused(models, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(models / "bert", folder)
+    shutil.copy(folder / "model.safetensors", tmp_path / "other.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    names = load_file(folder / "model-00001-of-00001.safetensors")
+    index = folder / "model.safetensors.index.json"
+
+    def write(name: object) -> None:
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, name)}))
+
+    write("model-00001-of-00001.safetensors")
+    assert type(open_model(folder).model).__name__ == "BertForMaskedLM"
+    for name in ("../other.safetensors", str(tmp_path / "other.safetensors"), "..", r"..\other.safetensors", "a/../b"):
+        write(name)
+        with pytest.raises(
+            InputError, match=r"index.json says that weights are in .*; write the name of a file beside"
+        ):
+            open_model(folder)
+    write("model-00002-of-00001.safetensors")
+    with pytest.raises(InputError, match=r"model-00002-of-00001\.safetensors, which is not there: copy or save it"):
+        open_model(folder)
+    write(3)
+    with pytest.raises(InputError, match="has no weight_map from weights to files"):
+        open_model(folder)
+
+
 def spoilt(folder: Path, kind: str) -> None:
     """Something that people do to a folder by mistake."""
     config = folder / "config.json"

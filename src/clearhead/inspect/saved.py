@@ -2,29 +2,67 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from clearhead.errors import InputError, nearest
 
+ATTENTIONS = ("eager", "sdpa", "flex_attention")
+"""Ways to attend for which transformers loads nothing more."""
+
 
 def check_saved(path: Path, known: Iterable[str]) -> None:
-    """Raises InputError for a config.json that is none, or of a kind of model that is not `known`, and for weights that
-    are not whole."""
-    kind = read_object(path / "config.json").get("model_type")
+    """Raises InputError for a config.json that is none, of a kind of model that is not `known`, or that asks for code
+    from elsewhere; and for weights that are not whole, or not in this folder."""
+    config = read_object(path / "config.json")
+    kind = config.get("model_type")
     if isinstance(kind, str) and kind not in (names := list(known)):
         raise InputError(
             f"{path} cannot be loaded: config.json says model_type {kind!r}, which the installed transformers does not "
             f"know{nearest(kind, names)}"
         )
+    _check_attention(path / "config.json", config)
+    for file in sorted(path.glob("*.index*.json")):
+        _check_index(file)
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is no whole safetensors file ({error}): copy or save it again") from None
+
+
+def _check_attention(file: Path, config: dict[str, Any]) -> None:
+    """Raises InputError where any part of a configuration asks for an attention that is not PyTorch's: transformers
+    would look for a kernel, and run it."""
+    parts: list[tuple[str, Any, bool]] = [("", config, False)]
+    while parts:
+        path, value, asks = parts.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                name = f"{path}.{key}".lstrip(".")
+                parts.append((name, inner, asks or "attn_implementation" in key))
+        elif asks and value is not None and value not in ATTENTIONS:
+            raise InputError(
+                f"{file}: {path} is {value!r}, a kernel from elsewhere, which would be run: remove it, or write "
+                f"{' or '.join(repr(each) for each in ATTENTIONS)}"
+            )
+
+
+def _check_index(file: Path) -> None:
+    """Raises InputError for an index of weights that is none, or that leads out of its folder."""
+    names = read_object(file).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{file} has no weight_map from weights to files: save the model again")
+    for name in sorted(set(names.values())):
+        if name != PurePosixPath(name).name or name != PureWindowsPath(name).name or name == "..":
+            raise InputError(
+                f"{file} says that weights are in {name!r}; write the name of a file beside it, with no folder"
+            )
+        if not (file.parent / name).is_file():
+            raise InputError(f"{file} says that weights are in {name}, which is not there: copy or save it again")
 
 
 def check_loaded(path: Path, info: dict[str, Any], model: str) -> None:
@@ -57,6 +95,8 @@ def read_object(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{file}:{error.lineno}: not JSON ({error.msg.lower()}): save the model again") from None
+    except RecursionError:
+        raise InputError(f"{file}: its JSON is nested too deeply: save the model again") from None
     if not isinstance(config, dict):
         raise InputError(f"{file} is JSON, but no {{…}}: it was not written by save_pretrained")
     return config
