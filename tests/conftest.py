@@ -1,5 +1,6 @@
 """What all tests share: hypothesis profiles, two threads, as a laptop has, and a browser."""
 
+import math
 import os
 import shutil
 import signal
@@ -9,12 +10,15 @@ import jaxtyping
 import pytest
 import torch
 
+from clearhead.kernels import unwritten
+
 TRIALS = os.environ.get("CLEARHEAD_TRIALS") == "1"
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("trials", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("trials" if TRIALS else "quick")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is started without Ctrl-C
+unwritten.BEGIN = math.nan  # what a kernel is to write begins as NaN: what it never wrote shows
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

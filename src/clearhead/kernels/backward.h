@@ -152,21 +152,28 @@ static Back back_of(const Back *to, const Part *p, int group) {
     return one;
 }
 
-/* The rows of one part. */
-static void part_back(const Call *c, const Back *to) {
+/* The rows of one part; returns how many. */
+static int64_t part_back(const Call *c, const Back *to) {
     int n = block_back(c);
-    int64_t size = (int64_t)n * UP(c->keys);
+    int64_t size = (int64_t)n * UP(c->keys), taken = 0;
     for (int h = 0; h < c->heads; h++)
-        for (int r = 0; r < c->rows; r += n)
-            head_back(c, to, 0, h, r, lesser(n, c->rows - r), c->room, c->room + size, c->room + 2 * size, UP(c->keys));
+        for (int r = 0; r < c->rows; r += n) {
+            int some = lesser(n, c->rows - r);
+            head_back(c, to, 0, h, r, some, c->room, c->room + size, c->room + 2 * size, UP(c->keys));
+            taken += some;
+        }
+    return taken;
 }
 
-void rows_back(const Call *c, const Back *to, const Part *parts, int64_t n) {
+/* Returns how many rows were taken. */
+int64_t rows_back(const Call *c, const Back *to, const Part *parts, int64_t n) {
     unsigned before = flush(1, 0);
+    int64_t taken = 0;
     for (int64_t i = 0; i < n; i++) {
         Call part = call_of(c, &parts[i]);
         Back back = back_of(to, &parts[i], c->group);
-        part_back(&part, &back);
+        taken += part_back(&part, &back);
     }
     flush(0, before);
+    return taken;
 }

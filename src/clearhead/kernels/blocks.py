@@ -19,6 +19,7 @@ from clearhead.kernels.distances import steady
 from clearhead.kernels.runs import plan
 from clearhead.kernels.score import ByDistance, Score, working_dtype
 from clearhead.kernels.stream import Task
+from clearhead.kernels.unwritten import begin
 from clearhead.kernels.visible import Visible
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -67,6 +68,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
         merging = any(not band.first for band in held)
         for b in share.samples:
             found = torch.zeros_like(out[b], dtype=wide) if merging else out[b]
+            begin(x for band in held for x in (band.queries(found), band.queries(lse[b, ..., None])))
             for band in _parts(held, share, heads, _MASKED):
                 added = _added(share, band, heads, q.dtype)
                 for mine in _groups(q, k):

@@ -254,10 +254,11 @@ int64_t room_for(const Call *c, const Part *parts, int64_t n) {
     return most;
 }
 
-/* The rows of one part. */
-static void part_rows(const Call *c) {
+/* The rows of one part; returns how many. */
+static int64_t part_rows(const Call *c) {
     Row found[ROWS];
     Room room;
+    int64_t written = 0;
     int n = block(c);
     share(c, n, &room);
     for (int h = 0; h < c->heads; h++)
@@ -265,16 +266,21 @@ static void part_rows(const Call *c) {
             int some = lesser(n, c->rows - r);
             head(c, &room, 0, h, r, some, found);
             finish(c, &room, 0, h, r, some, found);
+            written += some;
         }
+    return written;
 }
 
-void rows(const Call *c, const Part *parts, int64_t n) {
+/* Returns how many rows were written. */
+int64_t rows(const Call *c, const Part *parts, int64_t n) {
     unsigned before = flush(1, 0);
+    int64_t written = 0;
     if (!c->gemm) take_units();
     for (int64_t i = 0; i < n; i++) {
         Call part = call_of(c, &parts[i]);
-        part_rows(&part);
+        written += part_rows(&part);
     }
     if (!c->gemm) give_units();
     flush(0, before);
+    return written;
 }

@@ -1,6 +1,7 @@
 """`fused.c` called: a tile's rows in one pass, and back, float32 on the CPU. Its twin is `rows.py`."""
 
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_float, c_int32, c_int64, c_void_p
@@ -16,6 +17,7 @@ from clearhead.kernels.distances import bias_of, diagonals, distances, within
 from clearhead.kernels.score import ByDistance, Score, traced
 from clearhead.kernels.shared import SHARED
 from clearhead.kernels.tiles import COMPILED, PAIRS, ROWS, Size, Tile
+from clearhead.kernels.unwritten import begin
 from clearhead.kernels.visible import Visible, cut
 
 
@@ -59,7 +61,8 @@ def _library() -> Any:
     library = compiled(Path(__file__).with_name("fused.c"))
     if isinstance(library, str):
         return library
-    library.room_for.restype = library.room_for_back.restype = c_int64
+    for function in (library.room_for, library.room_for_back, library.rows, library.rows_back):
+        function.restype = c_int64
     library.told.argtypes = (c_void_p, c_int64, c_void_p, c_void_p)
     return library
 
@@ -133,6 +136,7 @@ def told(raw: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     """
     raw = raw.contiguous()
     found, visible = raw.new_empty(7, *raw.shape[1:]), raw.new_empty(raw.shape[1:], dtype=torch.int64)
+    begin(iter((found, visible)))
     _library().told(raw.data_ptr(), visible.numel(), found.data_ptr(), visible.data_ptr())
     return found.unbind(), visible
 
@@ -188,7 +192,7 @@ class Pass:
         """Takes the rows of tiles."""
         for together in self._together(tiles):
             call, parts, _held = self._call(together)
-            _library().rows(*self._with_room(call, parts, _library().room_for))
+            _counted(_library().rows(*self._with_room(call, parts, _library().room_for)), together)
 
     def _together(self, tiles: Sequence[Tile]) -> Iterator[list[Tile]]:
         """Tiles that need nothing of their own, for one call; the others one by one.
@@ -210,6 +214,7 @@ class Pass:
         size = need(*given)
         if self._room is None or size > self._room.numel():
             self._room = torch.empty(size, dtype=torch.float32)
+            begin(iter((self._room,)))
         call.room = self._room.data_ptr()
         return given
 
@@ -273,6 +278,14 @@ def _begin(tiles: list[Tile]) -> tuple[int, int, int]:
     return (0, 0, 0) if others else (tile.b.start, tile.h.start, tile.kv.start)
 
 
+def _counted(rows: int, tiles: list[Tile]) -> None:
+    """Raise RuntimeError unless all rows of tiles were taken: what is not written must not pass for a result."""
+    sides = ((tile.b, tile.h, tile.rows) for tile in tiles)
+    wanted = sum(math.prod(side.stop - side.start for side in each) for each in sides)
+    if rows != wanted:
+        raise RuntimeError(f"{rows} rows of attention were computed instead of {wanted}: a bug of Clearhead, report it")
+
+
 def _parts(tiles: list[Tile], b: int, h: int) -> Any:
     """Heads, rows and keys of tiles, sample by sample; samples and heads are counted from `b` and `h`."""
     found = [
@@ -318,7 +331,7 @@ class Return(Pass):
             )
             given, *sizes = self._with_room(call, parts, _library().room_for_back)
             with self._to(tile, to, by_diagonal):
-                _library().rows_back(given, ctypes.byref(to), *sizes)
+                _counted(_library().rows_back(given, ctypes.byref(to), *sizes), together)
         if isinstance(bias, ByDistance) and self._diagonals is not None and by_diagonal is not None:
             self._to_bias += bias.gradient(self._diagonals, by_diagonal).sum_to_size(self._to_bias.shape)
 

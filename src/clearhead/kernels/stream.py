@@ -20,6 +20,7 @@ from clearhead.kernels.rows import Ways, apart, grad_logits, logsumexp, measure,
 from clearhead.kernels.score import ByDistance, Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
 from clearhead.kernels.tiles import PAIRS, Size, Tile, tiles
+from clearhead.kernels.unwritten import begin
 from clearhead.kernels.visible import Visible, cut
 
 
@@ -54,6 +55,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
     one_tile = q.shape[0] * q.shape[1] * see.n_queries * see.n_keys <= PAIRS  # which writes all of its rows
     whole = compiled and see.n_keys > 0 and (one_tile or (see.full and see.unpadded))
     out, raw = _to_fill(q, v, wide, task, whole)
+    size = fused.tile_size(task.visible, task.score, *q.shape[:2]) if compiled else Size()
+    work_at_hand = list(_tiles(q, k, task, size))
+    begin(rows for _, tile in work_at_hand for rows in (out[_rows(tile)], raw[(slice(None), *_rows(tile))]))
 
     def work(share: Sequence[tuple[int, Tile]]) -> Tensor:
         received = torch.zeros(*q.shape[:2], k.shape[2] if task.received else 0, dtype=wide, device=q.device)
@@ -64,8 +68,6 @@ def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor
             _eagerly(share, q, k, v, task, out, raw, received)
         return received
 
-    size = fused.tile_size(task.visible, task.score, *q.shape[:2]) if compiled else Size()
-    work_at_hand = list(_tiles(q, k, task, size))
     parts = side_by_side(work, work_at_hand) if q.device.type == "cpu" else [work(work_at_hand)]
     return out.to(out_dtype), raw, sum(parts[1:], parts[0])
 
@@ -106,7 +108,7 @@ def _eagerly(
     """
     ways = _Ways(task, q.dtype)
     for i, tile in share:
-        at = (tile.b, tile.h, tile.rows)
+        at = _rows(tile)
         rows = softmax_rows(tile, q[at], k[_keys(tile)], task.score, task.visible)
         if task.received:
             received[tile.b, tile.h, tile.keys] += rows.total.reciprocal().mT.matmul(rows.exp).squeeze(-2)
@@ -193,7 +195,7 @@ def _eagerly_back(
     g_q, g_k, g_v, g_bias = gradients
     g_raw = g_raw.masked_fill(lse == -math.inf, 0)  # a row that sees nothing has no gradient, whatever is asked of it
     for i, tile in share:
-        at, below = (tile.b, tile.h, tile.rows), _keys(tile)
+        at, below = _rows(tile), _keys(tile)
         queries, keys, values, g = q[at], k[below], v[below], grouped(g_out[at], v[below])
         rows = softmax_rows(tile, queries, keys, task.score, task.visible, lse[at])
         g_v[below] += grouped(_dropped(rows.exp, task, i), values).mT.matmul(g)
@@ -215,6 +217,10 @@ def _eagerly_back(
 def _tiles(q: Tensor, k: Tensor, task: Task, size: Size) -> Iterator[tuple[int, Tile]]:
     """The tiles, numbered; rows that see nothing lie in none, and keep what they began with."""
     yield from enumerate(tiles(task.visible, q.shape[0], q.shape[1], k.shape[1], size))
+
+
+def _rows(tile: Tile) -> tuple[slice, slice, slice]:
+    return tile.b, tile.h, tile.rows
 
 
 def _keys(tile: Tile) -> tuple[slice, slice, slice]:
