@@ -131,7 +131,7 @@ static void head_back(const Call *c, const Back *to, int b, int h, int first, in
 }
 
 /* Rows taken at a time on the way back, whose weights and gradients are to stay near. */
-static int block_back(const Call *c) { return lesser(lesser(ROWS / 4, c->rows), greater(64, NEAR / UP(c->keys))); }
+static int block_back(const Call *c) { return lesser(lesser(FEW, c->rows), greater(64, NEAR / UP(c->keys))); }
 
 /* Floats that `rows_back` needs beside. */
 int64_t room_for_back(const Call *c, const Part *parts, int64_t n) {

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from clearhead.kernels.bands import Band, allowed
 from clearhead.kernels.distances import steady
-from clearhead.kernels.runs import plan
+from clearhead.kernels.runs import KEYS, ROWS, plan
 from clearhead.kernels.score import ByDistance, Score, working_dtype
 from clearhead.kernels.stream import Task
+from clearhead.kernels.tiles import Cuts
 from clearhead.kernels.unwritten import begin
 from clearhead.kernels.visible import Visible
 
@@ -56,6 +57,11 @@ class _Share:
         q, k = self.visible.positions_of_queries(), self.visible.positions_of_keys()
         distance = band.pairs_of(k[0, :, None]) - band.pairs_of(q[0, :, :, None])
         return self.bias.at(distance[None])[0]
+
+
+def cuts() -> Cuts:
+    """Where rows, keys and pairs are cut."""
+    return Cuts((ROWS,), (KEYS,), (_MASKED,))
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:

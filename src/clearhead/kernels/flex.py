@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from clearhead.kernels.call import SMALL, Call
 from clearhead.kernels.kept import Kept
 from clearhead.kernels.score import ByDistance, Score, as_given, working_dtype
+from clearhead.kernels.tiles import Cuts
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import ALL, NONE, SOME, block_layout
 
@@ -47,6 +48,11 @@ def misfit(call: Call) -> str | None:
     if min(call.widths) < LEAST:
         return f"needs heads of width {LEAST} or more"
     return None
+
+
+def cuts() -> Cuts:
+    """Where rows and keys are cut."""
+    return Cuts((BLOCK,), (BLOCK,), ())
 
 
 @lru_cache

@@ -1,7 +1,9 @@
 /* There: keys come in chunks; the rows' softmax, statistics and output in one pass over each. */
 
 #define CHUNK 512
-#define ROWS 1024
+#define ROWS 1024      /* of a block, of matrix units: packing is paid for once a block */
+#define FEW (ROWS / 4) /* of a block of others */
+#define HELD (1 << 22) /* weights that are held for `received` */
 #define GROUP 64 /* rows whose logits are formed at once by matrix units, which lose nothing by it: they stay near */
 #define P_STEP (CHUNK + PAD) /* of weights in bfloat16, from one row to the next */
 
@@ -238,8 +240,8 @@ static void finish(const Call *c, const Room *room, int b, int h, int first, int
 
 /* Rows taken at a time: fewer where their weights are kept for `received`. */
 static int block(const Call *c) {
-    int most = lesser(c->gemm ? ROWS / 4 : ROWS, c->rows); /* packing is paid for once a block */
-    return c->received.at ? lesser(most, greater(16, (1 << 22) / UP(c->keys))) : most;
+    int most = lesser(c->gemm ? FEW : ROWS, c->rows);
+    return c->received.at ? lesser(most, greater(16, HELD / UP(c->keys))) : most;
 }
 
 /* Floats that `rows` needs beside. */

@@ -12,6 +12,9 @@
 #include "forward.h"
 #include "backward.h"
 
+/* Where rows and keys are cut, for whoever asks: a chunk of keys, rows of a block, and pairs of a block that are held. */
+const int32_t chunk = CHUNK, group = GROUP, most_rows = ROWS, few_rows = FEW, held = HELD, near = NEAR;
+
 /* From what `rows` found, (6, n), what is told of rows: logsumexp, greatest logit, greatest weight, entropy, normalized
    entropy, sink and distance, (7, n), and how many keys they see, (n). NaN where they see none. */
 void told(const float *raw, int64_t n, float *found, int64_t *visible) {

@@ -16,9 +16,12 @@ from clearhead.kernels.compiler import compiled
 from clearhead.kernels.distances import bias_of, diagonals, distances, within
 from clearhead.kernels.score import ByDistance, Score, traced
 from clearhead.kernels.shared import SHARED
-from clearhead.kernels.tiles import COMPILED, PAIRS, ROWS, Size, Tile
+from clearhead.kernels.tiles import COMPILED, PAIRS, ROWS, Cuts, Size, Tile
 from clearhead.kernels.unwritten import begin
 from clearhead.kernels.visible import Visible, cut
+
+WHOLE = 8 * ROWS
+"""Rows of a tile at most, where every row sees every key."""
 
 
 class _Tensor(ctypes.Structure):
@@ -58,7 +61,12 @@ class _Back(ctypes.Structure):
 @lru_cache
 def _library() -> Any:
     """The functions of `fused.c`, or why there are none."""
-    library = compiled(Path(__file__).with_name("fused.c"))
+    return opened(Path(__file__).with_name("fused.c"))
+
+
+def opened(source: Path) -> Any:
+    """The functions of a source that is `fused.c`, or of a test's; or why there are none."""
+    library = compiled(source)
     if isinstance(library, str):
         return library
     for function in (library.room_for, library.room_for_back, library.rows, library.rows_back):
@@ -121,7 +129,15 @@ def tile_size(visible: Visible, score: Score, samples: int, heads: int) -> Size:
     if looked_up or not (visible.full and visible.unpadded):
         return COMPILED
     share = samples * heads * visible.n_queries * visible.n_keys // (4 * torch.get_num_threads())
-    return Size(8 * ROWS, min(64 * PAIRS, max(4 * PAIRS, share)), COMPILED.call)
+    return Size(WHOLE, min(64 * PAIRS, max(4 * PAIRS, share)), COMPILED.call)
+
+
+def cuts() -> Cuts:
+    """Where this kernel cuts rows, keys and pairs."""
+    names = ("chunk", "group", "most_rows", "few_rows", "held", "near")
+    chunk, group, most, few, held, near = (c_int32.in_dll(_library(), name).value for name in names)
+    blocks = (group, most) if _units() else ()
+    return Cuts((few, *blocks, COMPILED.rows, WHOLE), (chunk, near // few, held // few), (PAIRS, COMPILED.pairs))
 
 
 def tells(raw: Tensor) -> bool:

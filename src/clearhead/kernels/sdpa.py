@@ -13,12 +13,17 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from clearhead.kernels.absent import absent, cleaned
 from clearhead.kernels.distances import bias_of
 from clearhead.kernels.score import Score, as_given
-from clearhead.kernels.tiles import whole
+from clearhead.kernels.tiles import Cuts, whole
 from clearhead.kernels.visible import Visible
 
 SHORT = 256
 """Keys up to which the fused backward pass on the CPU is faster in float32 than in half precision: 6 times at 32
 keys, 1.1 times at 256, slower from 512 on (torch 2.13.0, with AMX)."""
+
+
+def cuts() -> Cuts:
+    """Where it changes course: few keys in half precision are computed in float32."""
+    return Cuts((), (SHORT,), ())
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, dropout: float = 0.0) -> Tensor:

@@ -19,7 +19,7 @@ from clearhead.kernels.distances import give_back
 from clearhead.kernels.rows import Ways, apart, grad_logits, logsumexp, measure, softmax_rows
 from clearhead.kernels.score import ByDistance, Score, grouped, working_dtype
 from clearhead.kernels.side_by_side import side_by_side
-from clearhead.kernels.tiles import PAIRS, Size, Tile, tiles
+from clearhead.kernels.tiles import FEWEST, PAIRS, Cuts, Size, Tile, tiles
 from clearhead.kernels.unwritten import begin
 from clearhead.kernels.visible import Visible, cut
 
@@ -81,6 +81,12 @@ def misfit(q: Tensor, k: Tensor, v: Tensor, task: Task, *gradients: Tensor) -> s
     if (why := fused.misfit(q, k, v, *more)) is not None:
         return why
     return "positions too far apart for float32" if task.distance and not fused.reaches(see) else None
+
+
+def cuts() -> Cuts:
+    """Where rows, keys and pairs are cut, tensor by tensor; `fused.cuts` says it of the compiled pass."""
+    size = Size()
+    return Cuts((size.rows,), (size.pairs // size.rows, size.pairs // FEWEST), (PAIRS, size.pairs))
 
 
 def how(q: Tensor, k: Tensor, v: Tensor, task: Task) -> str:

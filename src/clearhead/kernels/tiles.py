@@ -10,6 +10,8 @@ from clearhead.kernels.spans import Rectangle, Spans, rectangles, spans
 from clearhead.kernels.visible import Visible, cut
 
 ROWS = 128
+FEWEST = 16
+"""Rows of a tile at least, however many keys they see."""
 PAIRS = 1 << 18
 """Logits held at a time: 1 MiB in float32; with their exponentials, about a core's second-level cache."""
 
@@ -68,6 +70,15 @@ class Size:
     call: int = 1 << 14
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """Numbers of rows, keys, and pairs of all heads at which a kernel changes course. Laws are held around them."""
+
+    rows: tuple[int, ...]
+    keys: tuple[int, ...]
+    pairs: tuple[int, ...]
+
+
 COMPILED = Size(4 * ROWS, 4 * PAIRS, 1 << 11)
 """Of tiles of a compiled pass, whose call takes many and whose blocks of rows and keys are taken inside."""
 
@@ -87,7 +98,7 @@ def tiles(visible: Visible, samples: int, heads: int, kv_heads: int, size: Size 
     known = None if visible.full and visible.unpadded else spans(visible)
     bounds = None if known is None else torch.stack([known.first, known.behind], -1)[:, None].int()
     for part, found in _parts(visible, samples, heads, known, size):
-        rows = [min(each.rows, size.rows, max(16, size.pairs // (group * each.keys))) for each in found]
+        rows = [min(each.rows, size.rows, max(FEWEST, size.pairs // (group * each.keys))) for each in found]
         most = max((r * each.keys for r, each in zip(rows, found, strict=True)), default=1)
         units = max(1, size.pairs // (group * most))  # (sample, key head) pairs in a tile
         step_b, step_kv = (units // kv_heads, kv_heads) if units >= kv_heads else (1, units)
