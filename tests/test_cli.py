@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,7 @@ def test_what_cannot_be_read_of_standard_input_is_said_and_the_rest_goes_on(clea
     assert (status, output.split("\n")) == (2, [fade, "", "", "", bead, ""])
     assert errors.splitlines() == [
         "error: standard input:2: is empty; remove it",
-        "error: standard input:3: not UTF-8 (byte 0xFF); save the file as UTF-8",
+        "error: standard input:3: not UTF-8 (byte 0xFF); write it in UTF-8",
         "error: standard input:4: 'abcdefabcdefabcdef' has 18 tokens, the model reads 12: shorten or truncate it",
     ]
     status, output, _ = clearhead("predict", "runs/run", "--json", standard_input=lines)
@@ -211,6 +212,8 @@ def test_an_answer_comes_before_the_next_text_is_asked(way, runs, tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as program:
+        late = threading.Timer(240, program.kill)  # it would wait forever
+        late.start()
         texts = program.stdin if way == "pipe" else open(tmp_path / "texts", "wb")  # noqa: SIM115
         answers = []
         for word in ("fade", "", "bead"):
@@ -219,6 +222,7 @@ def test_an_answer_comes_before_the_next_text_is_asked(way, runs, tmp_path):
             answers.append(program.stdout.readline().decode())
         texts.close()
         rest = program.stdout.read()
+        late.cancel()
     fade, bead = load(runs / "run").predict(["fade", "bead"])
     assert (answers, rest, program.returncode) == ([f"{fade}\n", "\n", f"{bead}\n"], b"", 2)
 

@@ -12,6 +12,7 @@ import pytest
 from clearhead.data import Files, SourceTexts, survey
 from clearhead.data import lines as lines_of
 from clearhead.data import records as records_of
+from clearhead.data.layouts import Columns
 from clearhead.errors import DataError
 
 AB = [("a", "b")]
@@ -203,6 +204,15 @@ def test_parquet(tmp_path):
             assert (read, known) == (f"{path}{expected}",) * 2
         else:
             assert (read, known) == (expected, [source for source, _ in expected])
+
+
+def test_columns_of_one_name_are_chosen_by_number(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array([text]) for text in "abc"], names=["x", "y", "x"])
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert list(Files({"train": [str(tmp_path / "t.parquet")]}, Columns(3, 1)).pairs("train")) == [("c", "a")]
 
 
 def test_lines_and_records_without_end_fill_no_memory(tmp_path, monkeypatch):

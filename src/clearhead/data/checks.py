@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from clearhead.data.lines import not_utf8
 from clearhead.errors import DataError
 
 
@@ -38,8 +37,10 @@ def unusable(text: str) -> str | None:
     """Why nothing can be predicted from a text, None where something can."""
     if not text.strip():
         return "is empty; remove it"
+    if "\0" in text:
+        return "holds a NUL character; remove it"
     byte = next((ord(character) for character in text if 0xDC80 <= ord(character) <= 0xDCFF), None)
-    return None if byte is None else not_utf8(byte - 0xDC00)
+    return None if byte is None else f"not UTF-8 (byte 0x{byte - 0xDC00:02X}); write it in UTF-8"
 
 
 def numbered(number: int) -> str:

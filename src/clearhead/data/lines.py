@@ -1,5 +1,6 @@
 """The lines of text files, plain or gzip, by blocks, so that memory does not depend on the file."""
 
+import errno
 import gzip
 import os
 import stat
@@ -158,6 +159,8 @@ def require_file(file: str) -> None:
 
 def unreadable(error: Exception) -> str:
     """What the system says of a file, in the words of our messages."""
+    if getattr(error, "errno", None) == errno.EBADF:
+        return "it is closed"
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
