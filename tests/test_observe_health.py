@@ -423,6 +423,16 @@ def test_steps_of_decoding_are_one_call_and_turns_are_apart():
     assert f"{NAME} (turn 1) head 1" in turns[1].sentence
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-7, -1e-7])
+def test_of_rows_that_are_equal_but_for_rounding_the_first_is_named(rounding):
+    entropy, logit = torch.full((1, 2, 12), 0.5), torch.full((1, 2, 12), 30.0)
+    entropy[..., [6, 9, 11]] = torch.tensor([0.2001, 0.2, 0.2 + rounding])
+    logit[..., [6, 9, 11]] = torch.tensor([699.0, 700.0, 700 * (1 + rounding)])
+    statistics = Statistics(normalized_entropy=entropy, max_logit=logit, visible=torch.full((1, 2, 12), 12))
+    found = summarise(Call(NAME, "self", "test", (1, 2, 12, 12), statistics))
+    assert found.sharpest == found.steepest == [(0, 9), (0, 9)]
+
+
 def test_what_was_not_measured_is_not_judged():
     q, k = random_qk()
     measured = ch.Softmax()(q * 1000, k).statistics()

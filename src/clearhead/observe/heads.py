@@ -27,6 +27,8 @@ _SIGNS = ("logsumexp", "max_logit", "max_weight", "entropy", "normalized_entropy
 """In which NaN and Inf show: of a row that sees keys these are numbers. (Its sink is one if it sees that key.)"""
 _MOST = 1 << 19
 """Rows of heads that are reduced in one go."""
+TIE = 1e-6
+"""Rows whose numbers are this close, relative to a number above 1, are equal: the first of them is named."""
 
 Row = tuple[int, int]
 """(sample, row)."""
@@ -136,7 +138,7 @@ class Rows:
         """The heads of each call in a few numbers."""
         entropy, logit = self.of("normalized_entropy"), self.of("max_logit")
         usable = np.where(self.seeing & np.isfinite(logit), logit, -math.inf)
-        steepest = usable.argmax(1)
+        steepest = _first_least(-usable)
         most = usable[np.arange(len(usable)), steepest]
         numbers = {
             "entropy": self.mean("normalized_entropy")[0],
@@ -145,7 +147,7 @@ class Rows:
             "broken": self.broken.sum(1),
         }
         places = {
-            "sharpest": np.where(self.judged & np.isfinite(entropy), entropy, math.inf).argmin(1),
+            "sharpest": _first_least(np.where(self.judged & np.isfinite(entropy), entropy, math.inf)),
             "steepest": steepest,
             "first_broken": self.broken.argmax(1),
         }
@@ -162,6 +164,12 @@ class Rows:
             )
             for call, mine in self.each()
         ]
+
+
+def _first_least(values: NDArray[Any]) -> NDArray[Any]:
+    """The place of the least number of each row of (H, L): of those within `TIE` of it the first, however it is rounded."""
+    least = values.min(1, keepdims=True)
+    return (values <= least + TIE * np.maximum(1, np.abs(least))).argmax(1)
 
 
 def _width(call: Call) -> int:
