@@ -42,9 +42,35 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A real Chromium, this machine's own; who needs one is skipped where there is none."""
+CONDITIONS = {"usual": (0, 1), "late answers": (300, 1), "slow processor": (0, 6)}
+"""In which pages are tested: answers late by at most so many ms, and scripts that run so many times slower."""
+
+LATE = """{ const ask = fetch; window.fetch = async (...what) => {
+  await new Promise((resolve) => setTimeout(resolve, %d * Math.random()));
+  return ask(...what);
+}; }"""
+
+
+class Browser:
+    """A browser in one of the conditions."""
+
+    def __init__(self, browser, delay, rate):
+        self.browser, self.delay, self.rate = browser, delay, rate
+
+    def __getattr__(self, name):
+        return getattr(self.browser, name)
+
+    def new_page(self, delay=None, **options):
+        page = self.browser.new_page(**options)
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": self.rate})
+        if delay := self.delay if delay is None else delay:
+            page.add_init_script(LATE % delay)
+        return page
+
+
+@pytest.fixture(scope="module", params=CONDITIONS if TRIALS else ["usual"])
+def browser(request):
+    """A real Chromium, this machine's own; tests that need one are skipped where it is missing."""
     playwright = pytest.importorskip("playwright.sync_api")
     paths = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     if (path := next(filter(None, paths), None)) is None:
@@ -52,5 +78,5 @@ def browser():
     with playwright.sync_playwright() as engine:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
         browser = engine.chromium.launch(executable_path=path, args=options)
-        yield browser
+        yield Browser(browser, *CONDITIONS[request.param])
         browser.close()

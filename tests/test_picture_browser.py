@@ -119,6 +119,11 @@ def test_all_of_it_works_from_the_keyboard(page):
     assert page.locator("[role=tab][aria-selected=true]").inner_text().startswith("<script>")
 
 
+def repainted(page):
+    """Wait until what is drawn in the colours of the page is drawn anew: some frames."""
+    page.evaluate("async () => { for (let i = 0; i < 4; i++) await new Promise(requestAnimationFrame); }")
+
+
 def test_the_colours_follow_the_theme(page):
     def colours():
         pixel = "() => [...document.querySelector('.head canvas').getContext('2d').getImageData(0, 0, 1, 1).data]"
@@ -126,12 +131,12 @@ def test_the_colours_follow_the_theme(page):
 
     light = colours()
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(500)  # the canvas is painted anew a little later than the page
+    repainted(page)
     dark = colours()
     assert dark[0] != light[0]
     assert dark[1] != light[1]
     page.locator("#theme").click()
-    page.wait_for_timeout(500)
+    repainted(page)
     assert colours() == light
 
 
@@ -213,7 +218,7 @@ def test_an_alarm_leads_to_its_head(page):
 
 def test_the_strips_follow_the_theme(page):
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(500)
+    repainted(page)
     pixel = page.evaluate("[...document.querySelector('.strip canvas').getContext('2d').getImageData(2, 1, 1, 1).data]")
     scale = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in DARK])
     at = np.linspace(0, 1, len(scale))

@@ -213,6 +213,44 @@ def test_a_run_that_has_ended_and_one_whose_files_are_damaged(browser, run):
     reader.page.close()
 
 
+SAMPLES = """() => {
+  window.samples = [];
+  const text = (place) => document.querySelector(place).textContent;
+  new MutationObserver(() => samples.push([text("#slider output"), text(".large .read")]))
+    .observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+}"""
+
+
+def test_the_step_and_its_maps_change_together(browser, run):
+    """However late they are, and whichever comes first."""
+    with Server(port=0) as server:
+        thread = Thread(target=server.show, args=[Course(run.path)])
+        thread.start()
+        page = browser.new_page(delay=150, viewport={"width": 1280, "height": 900})
+        reader = Reader(page)
+        page.goto(server.url)
+        reader.shows(12)
+        page.evaluate(SAMPLES)
+        page.locator(".large svg").focus()
+        page.keyboard.press("Home")
+        read = {"step 12": page.locator(".large .read").text_content()}
+        page.locator("#slider input").focus()
+        for key in ("Home", "ArrowRight", "ArrowRight", "End", "ArrowLeft"):
+            page.keyboard.press(key)
+        reader.shows(11)
+        samples = page.evaluate("samples")
+        for step in range(11, 0, -1):
+            reader.shows(step)
+            read[f"step {step}"] = page.locator(".large .read").text_content()
+            page.keyboard.press("ArrowLeft")
+        server.shutdown()
+        thread.join()
+    assert len(set(read.values())) > 8
+    assert {step for step, _ in samples} >= {"step 12", "step 11"}
+    assert {(step, words) for step, words in samples if " gives " in words} <= read.items()
+    page.close()
+
+
 # ---- in the run folder
 
 

@@ -75,8 +75,8 @@ def visit(browser, url):
     """Opens the page; afterwards it has asked nobody but its server and has had nothing to complain of."""
     pages, requests, complaints = [], [], []
 
-    def visit(width=1000, scheme="light", **link):
-        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    def visit(width=1000, scheme="light", delay=None, **link):
+        page = browser.new_page(delay, viewport={"width": width, "height": 800}, color_scheme=scheme)
         pages.append(page)
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: complaints.append(message.text))
@@ -92,11 +92,23 @@ def visit(browser, url):
     assert complaints == []
 
 
+SETTLED = "html[data-ready] #explorer[aria-busy=false] .maps[data-exact=true]"
+
+
 def settled(page):
+    """Wait until all that was asked for is here and drawn."""
     page.locator("html[data-ready]").wait_for()
-    page.locator(".maps[data-exact=true]").wait_for()
-    page.wait_for_timeout(60)
-    page.locator(".maps[data-exact=true]").wait_for()
+    page.evaluate(
+        """async (settled) => {
+          // what was pressed is handled before the first frame, and drawn in one of them
+          for (let frames = 0, all = 0; frames < 3; all++) {
+            await new Promise(requestAnimationFrame);
+            frames = document.querySelector(settled) ? frames + 1 : 0;
+            if (all > 3000) throw new Error("never settled");
+          }
+        }""",
+        SETTLED,
+    )
 
 
 def dense(scene, layer, head):
@@ -109,16 +121,18 @@ def hover(page, x, y, at=0):
     page.mouse.move(area["x"] + 2, area["y"] + area["height"] - 2)
     page.locator("#read", has_text="Point at a cell").wait_for()
     page.mouse.move(area["x"] + x, area["y"] + y)
+    page.locator("#read", has_text=" gives ").wait_for()
     return said(page, at)
 
 
 def said(page, at=0):
     """What is read out: the queries and keys of the cell that is pointed at, and its value."""
+    settled(page)
     number = r"(\d+) '(.*?)'(?: to (\d+) '.*?')?"
-    line = page.locator("#read").filter(has_text=re.compile(" gives ")).inner_text()
-    query, query_name, last_query, key, key_name, last_key = re.fullmatch(
-        rf"query {number} gives key {number}", line
-    ).groups()
+    line = page.locator("#read").inner_text()
+    found = re.fullmatch(rf"query {number} gives key {number}", line)
+    assert found, line
+    query, query_name, last_query, key, key_name, last_key = found.groups()
     assert (query_name, key_name) == (names(N)[int(query)], names(N)[int(key)])
     rows, keys = slice(int(query), int(last_query or query) + 1), slice(int(key), int(last_key or key) + 1)
     return rows, keys, value_of(page, at)
@@ -193,7 +207,7 @@ def test_the_colour_of_a_cell_is_that_of_its_weight(visit, scene):
     for key, scale, most in ((None, LIGHT, largest), ("d", DARK, largest), ("f", DARK, all_but_first)):
         if key:
             page.keyboard.press(key)
-        page.wait_for_timeout(300)
+        settled(page)
         scale = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in scale])
         at = max(0, 1 + log10(value / most) / 5) * (len(scale) - 1)
         want = [np.interp(at, range(len(scale)), scale[:, i]) for i in range(3)]
@@ -299,6 +313,56 @@ def test_a_query_and_a_key_are_picked_and_read_in_the_text(visit, scene):
     assert list(most) == np.argsort(-left, kind="stable")[: len(most)].tolist()
 
 
+SAMPLES = """() => {
+  const text = (place) => document.querySelector(place)?.textContent ?? "";
+  window.samples = [];
+  new MutationObserver(() => samples.push({
+    read: text("#read"), value: text(".one .value b"), name: text(".one h3"), pair: text("#pair"), shown: !document.querySelector(".picked").hidden,
+    keys: text("#tokens .most:nth-child(1) h3"), rows: text("#tokens .most:nth-child(2) h3"),
+    here: document.querySelector(".excerpt .here")?.dataset.at, turned: document.querySelector("#tokens [aria-pressed=true]")?.dataset.from,
+    flow: text("#flow .read"),
+  })).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+}"""
+
+
+def test_what_is_shown_belongs_together_at_every_moment(visit, scene):
+    """However late answers are, and in whatever order they come."""
+    page = visit(delay=150, maps="0.0", top=0, left=0, span=0.05)
+    page.evaluate(SAMPLES)
+    page.locator(".one > canvas").focus()
+    for keys in ("ArrowDown Enter", "ArrowLeft ArrowUp Enter", "t", "ArrowLeft Enter f t", "ArrowUp Enter"):
+        for key in keys.split():
+            page.keyboard.press(key)
+            page.wait_for_timeout(40)  # so that the next one comes before or after its answers, at random
+        settled(page)
+    page.locator('.head[data-layer="1"][data-head="1"]').click()
+    settled(page)
+    samples = page.evaluate("samples")
+    maps = {"Attention, own, head 0": dense(scene, 0, 0), "Attention, again, head 1": dense(scene, 1, 1)}
+    cells, pairs = set(), set()
+    for now in samples:
+        if found := re.match(r"query (\d+) (.+?) gives key (\d+) (.+)$", now["read"]):
+            query, key = int(found[1]), int(found[3])
+            assert found[2] in ("…", f"'{names(N)[query]}'")
+            assert found[4] in ("…", f"'{names(N)[key]}'")
+            if now["value"] != "not here yet":
+                assert float(now["value"]) == pytest.approx(maps[now["name"]][query, key], rel=1e-3)
+                cells.add((query, key))
+        if not now["shown"] or not now["pair"]:
+            continue
+        head, query, key, weight = re.match(
+            r"(.*): query (\d+) '.*?' gives key (\d+) '.*?' ([-\d.e]+)$", now["pair"]
+        ).groups()
+        assert float(weight) == pytest.approx(maps[head][int(query), int(key)], abs=6e-5, rel=0.05)
+        assert now["keys"].startswith(f"query {query} ")
+        assert now["rows"].startswith(f"key {key} ")
+        assert now["here"] == (query if now["turned"] == "query" else key)
+        pairs.add((head, query, key, now["turned"]))
+    assert len(cells) > 3
+    assert len(pairs) > 2
+    assert samples[-1]["flow"].startswith(f"the output of '{names(N)[int(query)]}' ({query})")
+
+
 def test_the_flow_through_a_token_is_rollout(visit, scene):
     page = visit(maps="0.0", query=20)
     page.locator("#flow[data-ready='20']").wait_for()
@@ -344,7 +408,7 @@ def test_a_link_restores_the_view(visit, browser, url):
     page.locator("#statistic").select_option("sink")
     page.locator("#margin").select_option("distance")
     settled(page)
-    page.wait_for_timeout(300)
+    page.wait_for_url(lambda url: {"statistic=sink", "rows=distance", "from=key"} <= set(re.split("[#&]", url)))
     link, wanted = page.url, hover(page, 150, 150)
     other = browser.new_page(viewport={"width": 1300, "height": 800})
     other.goto(link)

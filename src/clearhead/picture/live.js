@@ -77,8 +77,8 @@ function slide(known) {
   const follows = shownStep === null || Number(knob.value) >= steps.length - 1;
   const chosen = steps[Number(knob.value)]?.[0];
   steps = known;
-  slider.hidden = !steps.length;
   if (!steps.length) {
+    slider.hidden = true;
     drawExamples([]);
     if (status.dataset.state !== "ended") explorer.firstChild.textContent = data.kept;
     return;
@@ -103,20 +103,17 @@ async function mapsOf(each) {
 async function showStep() {
   const each = steps[Number(knob.value)];
   if (String(each) === String(shownStep)) return;
-  const words = `step ${each[0].toLocaleString("en")}`;
-  knob.setAttribute("aria-valuetext", words);
   shownStep = each;
-  try {
-    const examples = await mapsOf(each);
-    if (shownStep !== each) return; // moved on
-    at.textContent = words;
-    drawExamples(examples);
-  } catch (error) {
-    if (shownStep !== each) return;
-    at.textContent = words;
-    drawExamples([]);
-    explorer.firstChild.textContent = isGone(error) ? "The server went before these maps were fetched." : error.message;
-  }
+  explorer.setAttribute("aria-busy", true); // what it shows is of another step
+  const { examples, error } = await mapsOf(each).then((examples) => ({ examples }), (error) => ({ error }));
+  if (shownStep !== each) return; // moved on
+  const words = `step ${each[0].toLocaleString("en")}`;
+  at.textContent = words;
+  knob.setAttribute("aria-valuetext", words);
+  slider.hidden = false;
+  drawExamples(examples ?? []);
+  if (error) explorer.firstChild.textContent = isGone(error) ? "The server went before these maps were fetched." : error.message;
+  explorer.setAttribute("aria-busy", false);
 }
 
 knob.addEventListener("input", () => {
@@ -156,9 +153,10 @@ let looking = null;
 let next = null;
 
 async function fresh() {
-  const now = await asked("api/version");
+  let now = await asked("api/version");
   if (now.version !== version && now.state !== "gone") {
     const run = await asked("api/run");
+    now = run.now; // of the records that are drawn
     show(run);
     if (now.state === "ended" && status.dataset.state !== "ended") announce(now.words);
     version = run.version;

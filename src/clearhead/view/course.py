@@ -95,27 +95,28 @@ class Course(Site):
         pass
 
     def _page(self) -> Answer:
-        config, run, now = self.config, self._run(), self._now()
+        config, run = self.config, self._run()
         name = self.folder.path.name
         network = f"width {config.model.embed_dim}, {config.model.num_heads} heads, seed {config.seed}"
         title = name if name == config.task else f"{config.task}: {name}"
         kept = "None yet: the first come with the first step." if config.monitor.examples else "monitor.examples is 0."
-        shown = {**run, "now": now, "kept": kept}
-        page = live.live_page(title, f"{config.train.duration}, {network}", now["words"], shown)
+        page = live.live_page(title, f"{config.train.duration}, {network}", run["now"]["words"], {**run, "kept": kept})
         return Answer("text/html; charset=utf-8", page)
 
     def _version(self) -> str:
         """Another whenever there is something new."""
-        files = (self.folder.metrics, self.folder.maps, self.folder.model)
+        files = (self.folder.metrics, self.folder.model, *self.folder.snapshots().values())
         return ".".join([*(f"{mark:x}" for file in files for mark in _marks(file)), str(bool(self._ended))])
 
     def _now(self) -> dict[str, Any]:
         with self._drawing:
-            records = self._records.read()
-            state, words = self._state(records)
-            _, _, trouble = self._drawn
+            return self._said(self._version(), self._records.read())
+
+    def _said(self, version: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """How the run goes, in words."""
+        state, words = self._state(records)
         short = f"step {records[-1]['step']:,}" if records else state
-        return {"version": self._version(), "state": state, "words": words, "short": short, "trouble": trouble}
+        return {"version": version, "state": state, "words": words, "short": short, "trouble": self._drawn[2]}
 
     def _state(self, records: list[dict[str, Any]]) -> tuple[str, str]:
         """One word for the page's colours, and how it goes."""
@@ -130,15 +131,16 @@ class Course(Site):
         return "on", _on(records[-1], time.time() - _marks(self.folder.metrics)[1] / 1e9)
 
     def _run(self) -> dict[str, Any]:
-        """What is drawn, with the version that it is of, and the steps that have maps."""
+        """What is drawn, in pictures and in words, with the version that it is of, and the steps that have maps."""
         version = self._version()
         with self._drawing:
+            records = self._records.read()
             if self._drawn[0] != version:
-                drawn, trouble = self._draw(self._records.read())
-                self._drawn = (version, drawn, trouble)
+                self._drawn = (version, *self._draw(records))
             _, drawn, _ = self._drawn
+            now = self._said(version, records)
         steps = [[step, _marks(path)[1]] for step, path in self.folder.snapshots().items()]
-        return {**drawn, "version": version, "steps": [[step, str(mark)] for step, mark in steps]}
+        return {**drawn, "now": now, "version": version, "steps": [[step, str(mark)] for step, mark in steps]}
 
     def _draw(self, records: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
         """What there is to see, and what cannot be seen."""

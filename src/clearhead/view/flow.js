@@ -5,28 +5,31 @@ const flowPicture = svg("svg", { role: "img", "aria-label": "the flow through th
 const flowList = el("div", { class: "most" });
 const flowPlace = el("section", { id: "flow" }, el("h2", {}, "Flow"), flowWords, el("div", { class: "flowing" }, el("div", { class: "paths" }, flowPicture), flowList));
 const percent = (share) => (share > 0 && share < 0.005 ? "<1\u00a0%" : `${Math.round(100 * share)}\u00a0%`);
-let flowing = null, flown = null; // what is being asked, and what was answered
+let flowing = null, flown = null; // what is being asked ({key, stop}), and what was answered
 
-async function showFlow() {
-  const { layer } = active(), key = `${layers[layer].group} ${state.query}`;
-  if (flown?.key === key) return;
-  flowing?.abort();
-  flowing = new AbortController();
+// The flow through the query that is picked, which is asked for once `first` is there.
+async function showFlow(first) {
+  const { layer } = active(), { query } = state, key = `${layers[layer].group} ${query}`;
+  if (flowing?.key === key) return;
+  flowing?.stop.abort();
+  const mine = (flowing = { key, stop: new AbortController() });
   flown = null;
   flowPicture.replaceChildren();
   flowPicture.setAttribute("height", 0);
   flowList.replaceChildren();
   delete flowPlace.dataset.ready;
-  if (state.query === null) return flowWords.replaceChildren(el("span", { class: "absent" }, "Pick a query to follow its output down the layers."));
+  if (query === null) return flowWords.replaceChildren(el("span", { class: "absent" }, "Pick a query to follow its output down the layers."));
   if (layers[layer].unfollowed) return flowWords.replaceChildren(el("span", { class: "absent" }, `No token can be followed: ${layers[layer].unfollowed}.`));
   flowWords.replaceChildren(el("span", { class: "muted" }, "being followed …"));
   try {
-    const answer = await json("flow", { layer, row: state.query }, { signal: flowing.signal });
-    flown = { ...answer, key, n: shapeOf({ layer })[1] };
+    await first;
+    const answer = await json("flow", { layer, row: query }, { signal: mine.stop.signal });
+    flown = { ...answer, n: shapeOf({ layer })[1] };
     drawFlow();
-    flowPlace.dataset.ready = state.query;
+    flowPlace.dataset.ready = query;
   } catch (error) {
     if (error.name === "AbortError") return;
+    flowing = null; // asked for anew when it is picked again
     flowWords.replaceChildren(el("span", { class: "absent" }, error.name === "TypeError" ? "The server does not answer." : `${error.message}.`));
   }
 }

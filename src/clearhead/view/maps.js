@@ -32,12 +32,15 @@ function mapOf(layer, head) {
   return map;
 }
 
+// The head's name, said in the frame that shows its weights.
 function titled(map) {
+  const title = called(map.layer, map.head);
+  if (map.name.textContent === title) return;
   map.layers.value = map.layer;
   map.heads.replaceChildren(...Array.from({ length: layers[map.layer].heads }, (_, i) => el("option", { value: i }, `head ${i}`)));
   map.heads.value = map.head;
-  map.name.textContent = called(map.layer, map.head);
-  map.canvas.setAttribute("aria-label", `${called(map.layer, map.head)}: a row for each query, a column for each key; arrow keys walk, Enter picks`);
+  map.name.textContent = title;
+  map.canvas.setAttribute("aria-label", `${title}: a row for each query, a column for each key; arrow keys walk, Enter picks`);
 }
 
 function showMaps() {
@@ -160,6 +163,7 @@ function later() {
 function drawMaps() {
   const wanted = new Set(), ready = maps.map((map) => drawMap(map, wanted));
   for (const [key, tile] of tiles) if (tile.waiting && !wanted.has(key)) tile.stop();
+  tellPlace(); // in the frame that shows its value
   stage.dataset.exact = ready.every(Boolean);
   if (maps.every((map) => map.there)) drawn();
   remember();
@@ -167,6 +171,7 @@ function drawMaps() {
 
 function drawMap(map, wanted) {
   const box = map.box ?? measure(map), level = levelOf(map), range = inView(map, level), pairs = pairsOf(range);
+  titled(map);
   for (const [row, column] of pairs) wanted.add(address(map.layer, map.head, level, row, column));
   const asked = pairs.map(([row, column]) => ({ tile: wantTile(map, level, row, column), column })), known = asked.filter(({ tile }) => tile?.values);
   map.there = asked.every(({ tile }) => tile?.values || tile?.failed);
@@ -408,28 +413,22 @@ function tellValue(map, level) {
 }
 
 const pointed = el("p", { id: "read", role: "status" });
-let told = 0;
 
-// What is pointed at, in words, once for all maps.
-async function tellPlace() {
-  const mine = ++told, cell = cellAt(active(), levelOf(active()));
-  if (!cell) return pointed.replaceChildren(cursor ? "" : "Point at a cell to read it; click to pick its query and key.");
-  const side = async (which, word, [first, last]) => {
-    const name = async (at) => quoted((await namesOf(active().layer, which, at, at + 1))[0]);
-    return first === last ? `${word} ${first} ${await name(first)}` : `${word} ${first} ${await name(first)} to ${last} ${await name(last)}`;
-  };
-  try {
-    const words = await Promise.all([side("rows", "query", cell.rows), side("keys", "key", cell.keys)]);
-    if (mine === told) pointed.replaceChildren(`${words[0]} gives ${words[1]}`);
-  } catch (error) {
-    said(error);
-  }
+// What is pointed at, in words, once for all maps; "…" is a name that is not here yet.
+function tellPlace() {
+  const { layer } = active(), cell = cellAt(active(), levelOf(active()));
+  const named = (side, at) => `${at} ${quotedOr(nameOf(layer, side, at), "…")}`;
+  const range = (side, ends) => [...new Set(ends)].map((at) => named(side, at)).join(" to ");
+  const nowhere = cursor ? "" : "Point at a cell to read it; click to pick its query and key.";
+  const words = cell ? `query ${range("rows", cell.rows)} gives key ${range("keys", cell.keys)}` : nowhere;
+  if (pointed.textContent !== words) pointed.textContent = words;
 }
+
+const quotedOr = (name, missing) => (name === null ? missing : quoted(name));
 
 function point(at) {
   cursor = at;
   draw();
-  tellPlace();
 }
 
 // ---- moving, by pointer and by keys

@@ -38,7 +38,6 @@ function choose(layer, head, beside = false) {
     showMaps();
   } else {
     Object.assign(active(), { layer, head });
-    titled(active());
   }
   chosen();
   if (shapeOf(active()).join() !== before && !beside) whole();
@@ -56,7 +55,6 @@ function chosen() {
   facts.replaceChildren(...data.statistics.map((each) => el("div", { title: each.words }, el("dt", {}, each.title), el("dd", {}, number(layers[layer].statistics[each.key][head])))));
   special.hidden = !data.special[layers[layer].axes[1]].length;
   course?.show(layers[layer].path, head);
-  tellPlace();
   showPicked();
 }
 

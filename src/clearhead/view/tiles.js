@@ -18,18 +18,28 @@ function complain(text) {
   trouble.replaceChildren(...(text ? [text, " ", again] : []));
 }
 
-async function ask(path, parts, options) {
-  let answer;
+let unanswered = 0; // requests
+
+// The answer, read by `read`; the page is busy until then.
+async function ask(path, parts, read, options) {
+  busy(+1);
   try {
-    answer = await fetch(`api/${path}?${new URLSearchParams(parts)}`, options);
+    const answer = await fetch(`api/${path}?${new URLSearchParams(parts)}`, options);
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    return await read(answer);
   } catch (error) {
-    if (error.name !== "AbortError") complain("The server does not answer: is clearhead view still running?");
+    if (error.name === "TypeError") complain("The server does not answer: is clearhead view still running?");
     throw error;
+  } finally {
+    busy(-1);
   }
-  if (!answer.ok) throw new Error((await answer.json()).error);
-  return answer;
 }
-const json = async (path, parts, options) => (await ask(path, parts, options)).json();
+const json = (path, parts, options) => ask(path, parts, (answer) => answer.json(), options);
+
+function busy(change) {
+  unanswered += change;
+  explorer.setAttribute("aria-busy", unanswered > 0);
+}
 
 // What went wrong is said, but for what was no longer wanted, and for a server that is gone, of which is told already.
 function said(error) {
@@ -46,11 +56,9 @@ async function load(map, level, row, column) {
   const old = tiles.get(key);
   tiles.set(key, { ...old, waiting: true, stop: () => stopped.abort() });
   try {
-    const answer = await ask("tile", { layer: map.layer, head: map.head, level, row, column }, { signal: stopped.signal });
-    const [values, header] = [floats(await answer.arrayBuffer()), (name) => Number(answer.headers.get(name))];
+    const tile = await ask("tile", { layer: map.layer, head: map.head, level, row, column }, tileOf, { signal: stopped.signal });
     tiles.delete(key); // to the end: the first ones are dropped first
-    tiles.set(key, { values, rows: header("X-Rows"), columns: header("X-Columns"), exact: header("X-Exact") === 1,
-      error: header("X-Error"), progress: header("X-Progress"), at: Date.now() });
+    tiles.set(key, tile);
   } catch (error) {
     const gone = error.name === "AbortError"; // what failed is not asked for again
     said(error);
@@ -63,6 +71,12 @@ async function load(map, level, row, column) {
     tiles.delete(first);
   }
   draw();
+}
+
+async function tileOf(answer) {
+  const header = (name) => Number(answer.headers.get(name));
+  return { values: floats(await answer.arrayBuffer()), rows: header("X-Rows"), columns: header("X-Columns"), exact: header("X-Exact") === 1,
+    error: header("X-Error"), progress: header("X-Progress"), at: Date.now() };
 }
 
 function floats(buffer) {

@@ -66,68 +66,85 @@ async function showPicked() {
   if (state.key >= keys) state.key = null;
   if ((state.from === "query" ? state.query : state.key) === null) state.from = state.query === null && state.key !== null ? "key" : "query";
   const any = state.query !== null || state.key !== null;
-  [picked.hidden, nothing.hidden] = [!any, any];
-  for (const button of turn.children) {
-    button.setAttribute("aria-pressed", button.dataset.from === state.from);
-    button.disabled = state[button.dataset.from] === null;
-  }
   remember();
-  if (!any) return showFlow();
   delete tokensPlace.dataset.ready;
-  await firstPicture;
-  if (options.signal.aborted) return;
-  const hide = hiddenKeys(layer).kinds;
+  tokensPlace.setAttribute("aria-busy", any);
+  const { query, key, from } = state, { kinds: hide } = hiddenKeys(layer), what = { layer, head, query, key, from, hide };
+  const found = any ? firstPicture.then(() => lookUp(what, options)) : Promise.resolve([]);
+  showFlow(found.catch(() => null)); // asked after the tokens, which take less time
   try {
-    await Promise.all([
-      tellPair(layer, head, options),
-      state.query === null ? toKeys.replaceChildren() : json("row", { layer, head, row: state.query, most: LISTED, hide }, options).then(async (answer) =>
-        list(toKeys, `query ${state.query} ${quoted(await oneName(layer, "rows", state.query))} attends most to`, answer.keys, "key", hide && `hidden: ${hide.split(" ").map((kind) => HIDES[kind]).join(" and ")}`)),
-      state.key === null ? fromRows.replaceChildren() : tellRows(layer, head, options),
-      showExcerpt(layer, head, options),
-    ]);
-    tokensPlace.dataset.ready = `${layer}.${head} ${state.query} ${state.key} ${state.from} ${hide}`;
+    const parts = await found;
+    if (options.signal.aborted) return;
+    [picked.hidden, nothing.hidden] = [!any, any];
+    for (const part of parts) part();
+    tokensPlace.dataset.ready = `${layer}.${head} ${query} ${key} ${from} ${hide}`;
   } catch (error) {
+    if (options.signal.aborted) return;
+    picked.hidden = true; // it is of what was picked before
     said(error);
   }
-  if (!options.signal.aborted) showFlow();
+  tokensPlace.setAttribute("aria-busy", false);
+}
+
+// What is said of the tokens that are picked: functions that show it, so that all parts change at once.
+async function lookUp(what, options) {
+  options.signal.throwIfAborted();
+  return Promise.all([() => () => pressed(what), pairOf, keysOf, rowsOf, excerptOf].map((part) => part(what, options)));
+}
+
+const pressed = ({ query, key, from }) => {
+  for (const button of turn.children) {
+    button.setAttribute("aria-pressed", button.dataset.from === from);
+    button.disabled = { query, key }[button.dataset.from] === null;
+  }
+};
+
+const oneName = async (layer, side, at) => quoted((await namesOf(layer, side, at, at + 1))[0]);
+
+async function pairOf({ layer, head, query, key }, options) {
+  if (query === null || key === null) return () => pair.replaceChildren();
+  const { weights: [weight] } = await json("line", { layer, head, side: "rows", at: query, from: key, to: key + 1 }, options);
+  const [row, column] = await Promise.all([oneName(layer, "rows", query), oneName(layer, "keys", key)]);
+  return () => pair.replaceChildren(`${called(layer, head)}: query ${query} ${row} gives key ${key} ${column} `, el("b", {}, weightSaid(weight)));
+}
+
+async function keysOf({ layer, head, query, hide }, options) {
+  if (query === null) return () => toKeys.replaceChildren();
+  const { keys } = await json("row", { layer, head, row: query, most: LISTED, hide }, options), name = await oneName(layer, "rows", query);
+  const hidden = hide && `hidden: ${hide.split(" ").map((kind) => HIDES[kind]).join(" and ")}`;
+  return () => list(toKeys, `query ${query} ${name} attends most to`, keys, "key", hidden);
 }
 
 // Who attends to the key most; as long as rows are unknown, again in a while.
-async function tellRows(layer, head, options) {
-  const answer = await json("column", { layer, head, key: state.key, most: LISTED }, options);
-  const partly = answer.looked_at < answer.of, key = quoted(await oneName(layer, "keys", answer.key));
-  keepingFocus(fromRows, () => list(fromRows, `key ${answer.key} ${key} is attended to most by`, answer.rows, "query",
-    partly ? `of ${answer.looked_at.toLocaleString("en")} of ${answer.of.toLocaleString("en")} rows: the others are not known yet` : ""));
-  if (partly) setTimeout(() => options.signal.aborted || tellRows(layer, head, options).catch(said), 2 * AGAIN);
-}
-
-const oneName = async (layer, side, at) => (await namesOf(layer, side, at, at + 1))[0];
-
-async function tellPair(layer, head, options) {
-  if (state.query === null || state.key === null) return pair.replaceChildren();
-  const { weights: [weight] } = await json("line", { layer, head, side: "rows", at: state.query, from: state.key, to: state.key + 1 }, options);
-  const [row, key] = await Promise.all([oneName(layer, "rows", state.query), oneName(layer, "keys", state.key)]);
-  pair.replaceChildren(`${called(layer, head)}: query ${state.query} ${quoted(row)} gives key ${state.key} ${quoted(key)} `, el("b", {}, weightSaid(weight)));
+async function rowsOf(what, options) {
+  const { layer, head, key } = what;
+  if (key === null) return () => fromRows.replaceChildren();
+  const { rows, looked_at, of } = await json("column", { layer, head, key, most: LISTED }, options), name = await oneName(layer, "keys", key);
+  const partly = looked_at < of ? `of ${looked_at.toLocaleString("en")} of ${of.toLocaleString("en")} rows: the others are not known yet` : "";
+  const again = () => rowsOf(what, options).then((show) => options.signal.aborted || show()).catch(said);
+  return () => {
+    keepingFocus(fromRows, () => list(fromRows, `key ${key} ${name} is attended to most by`, rows, "query", partly));
+    if (partly) setTimeout(() => options.signal.aborted || again(), 2 * AGAIN);
+  };
 }
 
 // Where the text is looked at: around the token itself, or in another text than its own around what it attends to most.
-async function middle(layer, head, options) {
+async function middle({ layer, head, query, key, from }, options) {
   const own = shapeOf({ layer })[0] === shapeOf({ layer })[1] && layers[layer].group !== "cross";
-  if (own) return state[state.from];
-  const answer = state.from === "query" ? (await json("row", { layer, head, row: state.query, most: 1 }, options)).keys
-    : (await json("column", { layer, head, key: state.key, most: 1 }, options)).rows;
+  if (own) return from === "query" ? query : key;
+  const answer = from === "query" ? (await json("row", { layer, head, row: query, most: 1 }, options)).keys
+    : (await json("column", { layer, head, key, most: 1 }, options)).rows;
   return answer[0]?.at ?? 0;
 }
 
-async function showExcerpt(layer, head, options) {
-  const ofQuery = state.from === "query", [near, far] = ofQuery ? ["query", "key"] : ["key", "query"];
-  const side = ofQuery ? "keys" : "rows", n = shapeOf({ layer })[ofQuery ? 1 : 0];
-  const at = await middle(layer, head, options), from = Math.max(0, at - AROUND), to = Math.min(n, at + AROUND + 1);
+async function excerptOf(what, options) {
+  const { layer, head } = what, ofQuery = what.from === "query", [near, far] = ofQuery ? ["query", "key"] : ["key", "query"];
+  const mine = what[near], side = ofQuery ? "keys" : "rows", n = shapeOf({ layer })[ofQuery ? 1 : 0], hidden = ofQuery ? hiddenKeys(layer) : new Set();
+  const at = await middle(what, options), from = Math.max(0, at - AROUND), to = Math.min(n, at + AROUND + 1);
   const [{ weights }, list] = await Promise.all([
-    json("line", { layer, head, side: ofQuery ? "rows" : "keys", at: state[near], from, to }, options), namesOf(layer, side, from, to)]);
-  const hidden = ofQuery ? hiddenKeys(layer) : new Set();
+    json("line", { layer, head, side: ofQuery ? "rows" : "keys", at: mine, from, to }, options), namesOf(layer, side, from, to)]);
   const shown = weights.map((weight, i) => (hidden.has(from + i) ? null : weight ?? NaN));
-  drawExcerpt({ from, list, shown, near, far, mine: state[near], own: at === state[near] && layers[layer].group !== "cross", n });
+  return () => drawExcerpt({ from, list, shown, near, far, mine, own: at === mine && layers[layer].group !== "cross", n });
 }
 
 function drawExcerpt(text) {
@@ -177,12 +194,16 @@ excerpt.addEventListener("keydown", (event) => {
 
 const foundPlace = el("div", { id: "found", role: "region", "aria-label": "found", hidden: "" });
 
+let searching = null;
+
 async function search(text) {
-  foundPlace.hidden = !text;
+  searching?.abort();
+  searching = new AbortController();
+  foundPlace.hidden = true; // what is found of another text
   if (!text) return;
   const { layer } = active();
   try {
-    const { found, more } = await json("search", { layer, side: "keys", text });
+    const { found, more } = await json("search", { layer, side: "keys", text }, { signal: searching.signal });
     const words = found.length ? `${more ? "the first " : ""}${plural(found.length, "token")} with ${quoted(text)}: pick one to see who attends to it` : `no token holds ${quoted(text)}`;
     const close = el("button", { type: "button", class: "close", "aria-label": "close the search" }, "×");
     close.addEventListener("click", () => (foundPlace.hidden = true));
@@ -195,6 +216,7 @@ async function search(text) {
       });
       return button;
     })));
+    foundPlace.hidden = false;
   } catch (error) {
     said(error);
   }
