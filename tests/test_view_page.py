@@ -317,9 +317,11 @@ SAMPLES = """() => {
   const text = (place) => document.querySelector(place)?.textContent ?? "";
   window.samples = [];
   new MutationObserver(() => samples.push({
-    read: text("#read"), value: text(".one .value b"), name: text(".one h3"), pair: text("#pair"), shown: !document.querySelector(".picked").hidden,
+    read: text("#read"), value: text(".one .value b"), name: text(".one h3"), pair: text("#pair"),
+    shown: !document.querySelector(".picked").hidden,
     keys: text("#tokens .most:nth-child(1) h3"), rows: text("#tokens .most:nth-child(2) h3"),
-    here: document.querySelector(".excerpt .here")?.dataset.at, turned: document.querySelector("#tokens [aria-pressed=true]")?.dataset.from,
+    here: document.querySelector(".excerpt .here")?.dataset.at,
+    turned: document.querySelector("#tokens [aria-pressed=true]")?.dataset.from,
     flow: text("#flow .read"),
   })).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
 }"""

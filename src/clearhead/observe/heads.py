@@ -167,7 +167,7 @@ class Rows:
 
 
 def _first_least(values: NDArray[Any]) -> NDArray[Any]:
-    """The place of the least number of each row of (H, L): of those within `TIE` of it the first, however it is rounded."""
+    """The place of the least number of each row of (H, L): of those within `TIE` of it the first."""
     least = values.min(1, keepdims=True)
     return (values <= least + TIE * np.maximum(1, np.abs(least))).argmax(1)
 
