@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clearhead.kernels.distances import bias_of
-from clearhead.kernels.score import Score
+from clearhead.kernels.score import Score, without_values
 from clearhead.kernels.tiles import Tile
 from clearhead.kernels.visible import Visible
 
@@ -63,7 +63,7 @@ def softmax_rows(
     # softmax does not depend on the shift, so no gradient goes through it
     shift = logits.detach().amax(-1, keepdim=True) if logsumexp is None else logsumexp[..., None]
     blank = None if pairs is None else shift <= unseen
-    if blank is not None and not bool(blank.any()):
+    if blank is not None and not without_values(blank) and not bool(blank.any()):
         blank = None
     if blank is not None:
         shift = shift.masked_fill(blank, 0)

@@ -104,7 +104,9 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def as_given(device: torch.device) -> AbstractContextManager[None]:
     """A block in which products are taken in their tensors' own dtype, whatever autocast surrounds it."""
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast knows no meta device
+        return _NOTHING
+    return torch.autocast(kind, enabled=False)
 
 
 _NOTHING = nullcontext()
@@ -113,6 +115,11 @@ _NOTHING = nullcontext()
 def traced() -> bool:
     """Does the compiler or a transform of torch.func look on, so that tensors stand for others and cannot be read?"""
     return torch.compiler.is_compiling() or transformed()
+
+
+def without_values(x: Tensor) -> bool:
+    """Is it a tensor of the meta device, or one of FakeTensorMode that no compiler made?"""
+    return x.is_meta or (type(x).__name__ == "FakeTensor" and not torch.compiler.is_compiling())
 
 
 def transformed() -> bool:

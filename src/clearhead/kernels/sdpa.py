@@ -53,7 +53,10 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, d
         dtype, q, k, v = q.dtype, q.float(), k.float(), v.float()
     causal = score.bias is None and visible.plainly_causal
     mask = None if causal else _mask(q, k, visible, score)
-    options: dict[str, Any] = {"scale": score.scale, "enable_gqa": q.shape[1] != k.shape[1]}
+    options: dict[str, Any] = {
+        "scale": score.scale,
+        "enable_gqa": bool(q.shape[1] != k.shape[1]),
+    }  # no Tensor, as a trace has it
     with as_given(q.device):
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, **options)
     return out.to(dtype) if slow else out

@@ -35,6 +35,7 @@ from clearhead.kernels import (
     softmax_rows,
     tiles,
     whole,
+    without_values,
     working_dtype,
 )
 from clearhead.kernels import explain as explain_call
@@ -95,6 +96,8 @@ class SoftmaxMap(AttentionMap):
         return wanted and torch.is_grad_enabled()
 
     def _apply(self, v: Tensor, dropout: float, statistics: bool) -> tuple[Tensor, Statistics | None]:
+        if without_values(self._q):
+            return self._unread(v, statistics), None
         see = self.visible
         kernel = choose(self._call(v.shape[-1], dropout, statistics, v.requires_grad))
         if kernel in OUTPUT_ALONE:
@@ -114,6 +117,13 @@ class SoftmaxMap(AttentionMap):
     def _first_key(self) -> Tensor:
         """The sample's first real key, (B or 1, 1)."""
         return self.visible.first_key()
+
+    def _unread(self, v: Tensor, statistics: bool) -> Tensor:
+        """A v by operations that read no value: kernels plan by what they read."""
+        if statistics:
+            raise InputError("q has no values (the meta device, or FakeTensorMode), and so it has no statistics")
+        rows = self._rows(torch.arange(self._full[2], device=self.device))
+        return (rows @ v.repeat_interleave(self._full[1] // v.shape[1], 1).to(rows.dtype)).to(v.dtype)
 
     def _told(self, raw: Tensor, received: Tensor | None) -> Statistics:
         raw = raw if self._sinks is None else beside(raw, self._sinks)

@@ -10,6 +10,7 @@ Shapes: B samples, H heads, Nq queries, Nk keys, Dv width of values.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from clearhead.observe.watching.attended import logits_map
 from clearhead.observe.watching.frames import says_cross
 from clearhead.observe.watching.layouts import Layout, heads_first
 from clearhead.observe.watching.products import PRODUCTS, Product, operands, product_of
-from clearhead.observe.watching.trying import Unseen, check_values
+from clearhead.observe.watching.trying import Unseen, check_values, trying
 
 HOW = "matmul, softmax, matmul"
 _SOFTMAXES = {torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax}
@@ -96,23 +97,32 @@ class _Thread(threading.local):
 
 
 class ByHand:
-    """Follows products, softmaxes, and what is done to them; `handlers` are for the functions to be asked about."""
+    """Follows products, softmaxes, and what is done to them.
+
+    `handlers` are for the functions to be asked about: each runs the function, and never fails where that does not.
+    """
 
     def __init__(self, watch: Any) -> None:
         self._watch = watch
         self._thread = _Thread()
-        self._stored: set[int] | None = None
+        self._stored: set[int | None] | None = None
         self.handlers: dict[Any, Callable[..., Any]] = {
-            **dict.fromkeys(_SOFTMAXES, self._softmax),
+            **dict.fromkeys(_SOFTMAXES, partial(self._after, self._softmax)),
             **dict.fromkeys(_DROPOUTS, self._dropout),
-            **dict.fromkeys(_MERGES, self._merge),
-            **dict.fromkeys(PRODUCTS, self._product),
+            **dict.fromkeys(_MERGES, partial(self._after, self._merge)),
+            **dict.fromkeys(PRODUCTS, partial(self._after, self._product)),
         }
 
     @property
     def following(self) -> bool:
         """Is anything known of any tensor?"""
         return self._thread.following
+
+    def _after(self, look: Callable[..., None], func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        with trying(self._watch, self._watch.frame.path):
+            look(func, args, kwargs, out)
+        return out
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """What is known of an argument is known of the result: scaled, masked, cast, dropped, moved."""
@@ -149,9 +159,8 @@ class ByHand:
         else:
             self._thread.weights[out] = weights
 
-    def _merge(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _merge(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Reshapes and joins that may put samples and heads in one axis."""
-        out = func(*args, **kwargs)
         x = args[0] if args else None
         if isinstance(out, Tensor) and out.dim() == 3:
             if func is torch.cat:
@@ -163,10 +172,8 @@ class ByHand:
             self._thread.following = self._thread.following or out in self._thread.merged
         if self.following and func is not torch.cat:
             self.follow(func, args, kwargs, out)
-        return out
 
-    def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        out = func(*args, **kwargs)
+    def _softmax(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         logits = args[0] if args else kwargs.get("input")
         axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if isinstance(out, Tensor) and out.dim() >= 2 and isinstance(axis, int):
@@ -174,35 +181,33 @@ class ByHand:
             if made is not None or out.dim() > 2:  # the logits of a classifier have two axes
                 self._thread.weights[out] = Weights(Softmax(logits, axis % out.dim(), out.dtype, made))
                 self._thread.following = True
-        return out
 
-    def _dropout(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+    def _dropout(self, func: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else kwargs.get("input")
         rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
         training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
         weights = self._thread.weights.get(x) if self.following else None
-        if weights is None or not training or not 0 < rate < 1:
-            out = func(*args, **kwargs)
-            self.follow(func, args, kwargs, out)
-            return out
-        if weights.why is None and not weights.of.recorded:
-            with self._watch.looking():
-                weights = replace(weights, why=changed(x, weights))  # now: it may be dropped in place
+        if weights is None or weights.of.recorded or not training or not 0 < rate < 1:
+            return self._after(self.follow, func, args, kwargs)
+        path = self._watch.frame.path
+        why: str | None = _CHANGED
+        with self._watch.trying(path):
+            check_values(x)
+            why = changed(x, weights)  # now: it may be dropped in place
         out = func(*args, **kwargs)
-        with self._watch.looking():
-            left = (int(out.count_nonzero()), out.dtype) if weights.why is None else None
-        self._thread.weights[out] = replace(weights, scale=weights.scale / (1 - rate), left=left)
+        with self._watch.trying(path):
+            left = (int(out.count_nonzero()), out.dtype) if why is None else None
+            self._thread.weights[out] = replace(weights, scale=weights.scale / (1 - rate), left=left, why=why)
         return out
 
-    def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        out = func(*args, **kwargs)
+    def _product(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         known, given = self._thread, operands(args, kwargs)
         product = product_of(func, args, kwargs)
         x = next((x for x in given if x in known.weights), None)
         if x is not None:
             if not known.weights[x].of.recorded:
                 self._attended(x, known.weights[x], product, out)
-            return out
+            return
         made = next((known.products[x] for x in given if x in known.products), None)
         if made is not None and made.by is not None and self._is_attention(given, product):
             self._watch.cannot_see(
@@ -214,7 +219,6 @@ class ByHand:
             known.following = True
         elif isinstance(out, Tensor) and made is not None:  # heads that are mixed before the softmax
             known.products[out] = replace(made, plain=False)
-        return out
 
     def _order(self, product: Product) -> bool | None:
         """Do heads come before samples in the queries of a product? None: they do not tell."""
@@ -238,8 +242,8 @@ class ByHand:
         if isinstance(x, nn.Parameter):
             return True
         if self._stored is None:
-            self._stored = {p.untyped_storage()._cdata for p in self._watch.model.parameters()}
-        return x.layout is torch.strided and x.untyped_storage()._cdata in self._stored
+            self._stored = {_storage(p) for p in self._watch.model.parameters()} - {None}
+        return _storage(x) in self._stored  # None, which has no place, is not among them
 
     def _attended(self, x: Tensor, weights: Weights, product: Product | None, out: Tensor) -> None:
         frame, watch = self._watch.frame, self._watch
@@ -290,7 +294,19 @@ def _tolerance(*dtypes: torch.dtype) -> float:
     return _MOVED if coarsest > 1e-4 else 100 * coarsest
 
 
+def _storage(x: Tensor) -> int | None:
+    """Where its numbers lie, below what torch.func wraps around it; None: in no place of its own."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    try:
+        return x.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors, and tensors that hold others
+        return None
+
+
 def _sums_to_one(weights: Tensor) -> bool:
+    if not weights.numel():
+        return True
     sums = weights.sum(-1)
     return bool(((sums - 1).abs() < 1e-3).logical_or(sums.isnan()).all())
 

@@ -28,7 +28,7 @@ from clearhead.observe.watching.torch_modules import (
     of_multi_head_attention_forward,
     of_native,
 )
-from clearhead.observe.watching.trying import check_values
+from clearhead.observe.watching.trying import check_values, trying
 
 
 class _Thread(threading.local):
@@ -106,8 +106,9 @@ class Functions(TorchFunctionMode):
         handler = self._handlers.get(func)
         if handler is None:
             out = func(*args, **kwargs)
-            if self._by_hand.following:
-                self._by_hand.follow(func, args, kwargs, out)
+            if self._by_hand.following and self._watch.frame is not None:
+                with trying(self._watch, self._watch.frame.path):
+                    self._by_hand.follow(func, args, kwargs, out)
             return out
         if self._thread.aside or torch.compiler.is_compiling() or self._watch.frame is None:
             return func(*args, **kwargs)

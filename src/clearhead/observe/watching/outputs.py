@@ -21,7 +21,7 @@ def token_residual(call: Call, module: nn.Module, output: Any, samples: int, tok
     as many `samples` and `tokens` as the call's queries, or where it is unknown which rows see a key.
     """
     x, visible = _batch_first(module, output, samples, tokens), call.statistics.visible
-    if x is None or visible is None:
+    if x is None or visible is None or not x.numel():
         return None
     x = x if call.samples is None else x.index_select(0, call.samples.to(x.device))
     x = x if call.rows is None else x.index_select(1, (call.rows % tokens).to(x.device))

@@ -1,11 +1,12 @@
 """What a watch cannot see, it lists: watched code never fails where unwatched code works."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from clearhead.errors import ClearheadError
 
@@ -29,6 +30,19 @@ def trying(watch: Any, path: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).splitlines() or [""]
         watch.cannot_see(path, f"it could not be measured: {type(error).__name__}: {lines[0]}")
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """A block whose operations are in nobody's record: no trace, no count of operations, no graph of them."""
+    tracing = torch._C._get_tracing_state()
+    counted = torch._C._len_torch_dispatch_stack()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        with _disable_current_modes() if counted else nullcontext():
+            yield
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 def check_values(*tensors: Tensor) -> None:

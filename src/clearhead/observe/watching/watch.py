@@ -39,7 +39,7 @@ from clearhead.observe.watching.frames import Frame, Frames, recomputing, says_c
 from clearhead.observe.watching.functions import Functions
 from clearhead.observe.watching.outputs import token_residual
 from clearhead.observe.watching.torch_modules import fast_path_open, follows
-from clearhead.observe.watching.trying import check_values, trying
+from clearhead.observe.watching.trying import Unseen, check_values, trying, unrecorded
 
 NAMES = tuple(field.name for field in fields(Statistics))
 Outputs = Callable[[str, Tensor, Callable[[Tensor], Tensor], Tensor | None], None]
@@ -181,7 +181,8 @@ class Watch(AbstractContextManager[Seen]):
                 calls[i] = _crossing(calls[i])
             if len(frame.calls) == 1:
                 (i,) = frame.calls
-                with self.looking():
+                residual = None
+                with self.trying(frame.path):
                     residual = token_residual(calls[i], frame.module, output, *frame.size)
                 calls[i] = replace(calls[i], residual=residual)
 
@@ -205,7 +206,7 @@ class Watch(AbstractContextManager[Seen]):
         """
         graded = self.grad and torch.is_grad_enabled()
         apart = saved_tensors_hooks(_as_is, _as_is) if graded else nullcontext()
-        with self.hidden(), unobserved(), torch.set_grad_enabled(graded), apart:
+        with self.hidden(), unobserved(), unrecorded(), torch.set_grad_enabled(graded), apart:
             yield
 
     @property
@@ -288,6 +289,10 @@ class Watch(AbstractContextManager[Seen]):
             return
         name = frame.path if name is None else name
         with self.trying(name):
+            if any(isinstance(size, Tensor) for size in A.full_shape):
+                raise Unseen("a map that was made while torch.jit.trace recorded, whose sizes are tensors")
+            if not A.full_shape[1]:
+                raise Unseen("an attention of no heads")
             check_values(*A.made_of if isinstance(A, SoftmaxMap) else ())
             self._record(A, how, cross, name, frame, sinks, given)
 
