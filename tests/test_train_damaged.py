@@ -116,10 +116,12 @@ def test_a_folder_in_the_place_of_a_file(run, name):
 
 def test_a_network_that_no_machine_can_hold(run):
     run.config.write_text(run.config.read_text().replace("embed_dim: 16", f"embed_dim: {10**12}"))
-    with pytest.raises(ConfigError, match=r"model: its weights need [\d,]+ EB, and this machine has [\d,]+ GB"):
+    with pytest.raises(ConfigError, match=r"model: its weights would need [\d,]+ EB, and this machine has [\d,]+ GB"):
         load(run.path)
 
 
 def test_a_beam_that_no_machine_can_hold(run):
-    with pytest.raises(InputError, match=r"beam is 10,000,000,000,000: it needs [\d,]+ TB, and this machine has"):
+    with pytest.raises(
+        InputError, match=r"beam is 10,000,000,000,000: its scores would need [\d,]+ TB, and this machine has"
+    ):
         load(run.path).predict(["fade"], beam=10**13)

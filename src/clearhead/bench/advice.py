@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from clearhead.bench.attention import prepared
-from clearhead.bench.case import Case, check_device, coverage, synchronize
+from clearhead.bench.case import BLOCK, Case, check_device, coverage, synchronize
 from clearhead.bench.comparison import Say, machine, peak_memories, shown
 from clearhead.bench.measure import whole_errors
 from clearhead.bench.peers import OURS, ours
@@ -20,6 +20,7 @@ from clearhead.errors import InputError
 from clearhead.maps import explain
 from clearhead.patterns import NONE, Pattern, block_layout
 from clearhead.patterns.parse import parse
+from clearhead.train.sizes import beyond
 
 FIRST = (2048, 4096)  # tokens at which all candidates run, if they are fewer than asked for
 QUICK = 0.5  # seconds, below which a run is repeated
@@ -123,8 +124,10 @@ def advise(
     """
     budget = None if memory is None else size(memory)
     first = _case(length, embed_dim, heads, device)
-    if layers < 1 or seconds <= 0:
+    if layers < 1 or not seconds > 0:
         raise InputError(f"layers is {layers} and seconds {seconds:g}; layers must be at least 1 and seconds positive")
+    if (problem := beyond((length // BLOCK) ** 2, "its blocks of pairs")) is not None:
+        raise InputError(f"length {length:,}: {problem}; write a smaller --length")
     cases = {
         (name, dtype): replace(first, pattern=pattern, dtype=dtype)
         for name, pattern in candidates(length, causal).items()

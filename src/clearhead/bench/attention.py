@@ -18,6 +18,7 @@ def bench_attention(
     say: Say | None = None,
 ) -> list[Table]:
     """Time, error and memory of one call, a table for each of `deviations` (of the logits; the case's own if none)."""
+    case.check_size()
     cases = [Case(**{**vars(case), "deviation": each}) for each in deviations or [case.deviation]]
     return [measured(title(one), one, PEERS, rounds, peaks(__name__, one) if memory else None, say) for one in cases]
 

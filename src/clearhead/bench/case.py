@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from clearhead.errors import InputError, nearest
 from clearhead.patterns import ALL, NONE, Pattern, block_layout
 from clearhead.patterns.parse import parse
+from clearhead.train.sizes import beyond
 
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 BLOCK = 64
@@ -45,10 +46,15 @@ class Case:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.dtype not in DTYPES:
             raise InputError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}")
-        if not self.deviation > 0:
+        if not 0 < self.deviation < math.inf:
             raise InputError(f"deviation is {self.deviation}; it must be positive: 1 to 4 in trained models")
         check_device(self.device)
         parse(self.pattern)
+
+    def check_size(self) -> None:
+        """Raise InputError unless the machine has room for the tensors."""
+        if (problem := beyond(4 * 4 * self.heads * self.length * self.dim, "its four tensors")) is not None:
+            raise InputError(f"length {self.length:,}: {problem}; write a smaller --length")
 
     @property
     def mask(self) -> Pattern:

@@ -39,6 +39,7 @@ class Peaks:
 
 def bench_memory(case: Case, say: Say | None = None) -> list[Peaks]:
     """Peak memory of the case's pattern, and of output with all row statistics of one head that sees everything."""
+    case.check_size()
     seen = replace(case, heads=1, pattern="everything()", backward=False)
     return [
         _peaks("peak memory: " + attention.title(case), OUTPUTS, case, say),

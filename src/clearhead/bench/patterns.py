@@ -42,6 +42,7 @@ def bench_patterns(
     for name in only:
         if name not in names:
             raise InputError(f"unknown pattern {name!r}{nearest(name, names)}")
+    case.check_size()
     return [_table(name, case, rounds, memory, say) for name in only or names]
 
 

@@ -90,10 +90,11 @@ def bench_scaling(
 
     `pattern` is measured instead of the full, global, local, sparse and strided ones; `case.pattern` is not read.
     """
-    lengths = [case.length >> i for i in range(points)][::-1]
-    if points < 2 or lengths[0] < 64:
-        least = 64 << max(1, points - 1)
+    if points < 2 or case.length >> (points - 1) < 64:
+        least = 64 << min(64, max(1, points - 1))
         raise InputError(f"{points} lengths up to {case.length} cannot be fitted; write 2 or more up to {least:,}")
+    case.check_size()
+    lengths = [case.length >> i for i in range(points)][::-1]
     kinds = KINDS if pattern is None else {pattern: lambda n: pattern}
     cases = {kind: [replace(case, length=n, pattern=written(n)) for n in lengths] for kind, written in kinds.items()}
     times = _times(cases, rounds, say)

@@ -36,6 +36,7 @@ def bench_statistics(
         if name not in ARMS:
             raise InputError(f"unknown arm {name!r}{nearest(name, ARMS)}")
     arms = {name: arm for name, arm in ARMS.items() if not only or name in only or name == SDPA}
+    case.check_size()
     taken = peaks(__name__, case) if memory else None
     return [measured("statistics: " + title(case), case, arms, rounds, taken, say, peer=SDPA)]
 

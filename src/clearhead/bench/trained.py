@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clearhead.data import PAD, Batch, Examples
-from clearhead.errors import extra
+from clearhead.errors import InputError, extra
 from clearhead.nn import Seq2Seq, Sinusoidal
 from clearhead.train import parts, precision
 from clearhead.train.config import Config, Monitoring
 from clearhead.train.config import Training as Settings
 from clearhead.train.optimizers import make_optimizer
+from clearhead.train.settings import check
+from clearhead.train.sizes import of_weights
 from clearhead.train.task import Task, summed_loss
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def model_of(case: "TrainingCase") -> Seq2Seq:
 
 def config_of(case: "TrainingCase", **train: Any) -> Config:
     """The configuration of our model; `train` beyond the defaults."""
-    config = Config.model_validate(
+    config = check(
         {
             "data": {"batch_tokens": case.batch_tokens},
             "model": {
@@ -61,8 +63,12 @@ def config_of(case: "TrainingCase", **train: Any) -> Config:
                 "max_length": 512,
             },
             "train": train,
-        }
+        },
+        (),
+        "bench train",
     )
+    if (problem := of_weights(config.model, case.vocabulary, case.vocabulary)) is not None:
+        raise InputError(f"bench train: {problem}; write smaller sizes")
     count = config.train.parts or parts.decide(config, torch.device("cpu"))
     return config.model_copy(update={"train": config.train.model_copy(update={"parts": count})})
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from clearhead.bench.comparison import Comparison, Say, compare
 from clearhead.bench.parts import where_time_goes
-from clearhead.bench.trained import SAME, end_to_end
+from clearhead.bench.trained import SAME, config_of, end_to_end
 from clearhead.data import BOS, EOS, Batch, Batches, Examples, Ragged
 from clearhead.errors import InputError, extra, nearest
 from clearhead.train.precision import NAMES
+from clearhead.train.sizes import beyond
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class TrainingCase:
             raise InputError(
                 f"training is timed in {' or '.join(NAMES)}, not in {self.dtype!r}{nearest(self.dtype, NAMES)}"
             )
+
+        config_of(self)  # which refuses sizes that do not fit each other, or this machine
+        if (problem := beyond(64 * self.pairs * self.length, f"{self.pairs:,} pairs")) is not None:
+            raise InputError(f"{problem}; write fewer")
 
     def examples(self) -> Examples:
         """Random tokens, in sentences whose lengths vary as those of captions do; the same each time."""

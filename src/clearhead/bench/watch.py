@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from clearhead.bench.comparison import Comparison, Say, compare, peak_memory
-from clearhead.errors import extra
+from clearhead.errors import InputError, extra
 from clearhead.maps import Softmax
 from clearhead.observe import watch
+from clearhead.train.sizes import beyond
 
 WATCHED, EAGER, PLAIN = "watched, all statistics", "output_attentions and entropy", "not watched"
 
@@ -25,6 +26,11 @@ def bench_watch(
         layers: of the model, which else has BERT-base's shape (width 768, 12 heads).
         long: a length that is watched as well, in a process of its own, for its memory; None: none.
     """
+    eager = f"{length:,} tokens, {layers:,} layers: eager attention and the model"
+    if (problem := beyond(2 * 4 * 12 * length**2 + 4 * 7_000_000 * layers, eager)) is not None:
+        raise InputError(f"{problem}; write smaller ones, and see what watching holds at a great length with --long")
+    if (problem := beyond(3 * 4 * 768 * (long or 0), f"--long {long}: a layer")) is not None:
+        raise InputError(f"{problem}; write a smaller one")
     found = [one_call(length, rounds, say), whole_model(length, layers, rounds, say)]
     if long is not None:
         found.append(long_model(long, say))

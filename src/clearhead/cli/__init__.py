@@ -81,7 +81,7 @@ def _run(arguments: list[str]) -> int:
     except ClearheadError as error:
         return _refuse(str(error))
     except _UsageError as error:
-        return _refuse(error.format_message())
+        return _refuse(_in_our_words(error))
     except typer.Exit as ended:  # after the last line of a command that makes them one by one
         return ended.exit_code
     except (typer.Abort, KeyboardInterrupt):  # Ctrl-C: typer says Abort, but not while lines are made one by one
@@ -106,6 +106,19 @@ def _print(lines: Iterable[str]) -> int:
 
 _UsageError: Any = typer.BadParameter.__mro__[2]
 """The root of what the parser raises: click's, of which some versions of typer carry their own copy."""
+
+
+def _in_our_words(error: Any) -> str:
+    """A mistake in an option; typer may hand on what pydantic says of its value."""
+    if hasattr(error.__cause__, "errors"):
+        from clearhead.train import wording
+
+        found = error.__cause__.errors()[0]
+        error.message = wording.words(found) + wording.instead(found)
+    if error.ctx is not None and not error.ctx.args and error.format_message() == "Missing command.":
+        known = ", ".join(getattr(error.ctx.command, "commands", ()))
+        return f"{error.ctx.command_path} needs a command: {known}"
+    return error.format_message()
 
 
 def _refuse(message: str) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from clearhead.cli.options import AsJson
 
-data = typer.Typer(help="Look at your own files before you train on them.", no_args_is_help=True)
+data = typer.Typer(help="Look at your own files before you train on them.", no_args_is_help=False)
 
 
 @data.callback()

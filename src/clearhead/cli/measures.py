@@ -9,7 +9,7 @@ import typer
 from clearhead.cli.options import AsJson, Device, Heads, Rounds, progress
 from clearhead.errors import check_place
 
-bench = typer.Typer(help="Measure: ratios beside real peers in the same run.", no_args_is_help=True)
+bench = typer.Typer(help="Measure: ratios beside real peers in the same run.", no_args_is_help=False)
 
 Length = Annotated[int, typer.Option(help="Tokens.")]
 Dim = Annotated[int, typer.Option(help="Width of a head.")]

@@ -42,6 +42,8 @@ def collapse(
     """
     if steps < EVERY:
         raise InputError(f"steps is {steps}; the monitor looks at every {EVERY}th")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; it must be at least 0 and below 2**63")
     folder = None if out is None else Path(out)
     if folder is not None:
         check_place(folder, folder=True)

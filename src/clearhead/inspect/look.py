@@ -145,12 +145,16 @@ def _unseen(model: Inspected, seen: Seen, layers: Sequence[str] | None) -> str:
 def _check_head(model: Inspected, head: str) -> None:
     """Raise InputError for what is no head, as far as is known before the model runs."""
     paths = [path for path, _ in model.model.named_modules() if path]
-    likely = [path for path in paths if "att" in path.lower()] or paths
+    likely = [path for path in paths if "att" in _leaf(path) and "norm" not in _leaf(path)] or paths
     path, _, number = head.rpartition(":")
     if not path or not number.isdecimal():
         raise InputError(f"head {head!r}: write the layer and the number, such as {likely[0]}:0")
     if not any(under(each, path) for each in paths):
         raise InputError(f"head {head!r}: {type(model.model).__name__} has no module {path!r}{nearest(path, likely)}")
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2].lower()
 
 
 def _chosen(seen: Seen, head: str) -> list[tuple[Call, int]]:

@@ -104,6 +104,8 @@ class Inspected(ABC):
     @torch.no_grad()
     def look(self, reading: Reading, layers: Sequence[str] | None = None, rows: int | None = None) -> Seen:
         """What every attention does in one forward pass, maps kept. `layers` and `rows` are as for `watch`."""
+        if layers is not None and not all(layers):
+            raise InputError("layers: a path is empty: give that of a module, or leave --layers out for all")
         with watch(self.model, layers=layers, rows=rows, keep_maps=True) as seen:
             self.model(**reading.inputs)
         return seen

@@ -51,7 +51,8 @@ class RunFolder:
 
     def beside(self, what: str) -> Path:
         """A hidden place in the same folder, such as runs/.NAME.lock: see `clearhead.train.starting`."""
-        return self.path.with_name(f".{self.path.name}.{what}")
+        path = self.path if self.path.name not in ("", "..") else self.path.resolve()
+        return path.parent / f".{path.name}.{what}"
 
     def is_run(self) -> bool:
         """Return whether a run of `clearhead train` is here, of whatever version."""

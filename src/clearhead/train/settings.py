@@ -4,6 +4,7 @@ Every mistake is one ConfigError: FILE:LINE or `--set`, the path of the key, wha
 also when the key exists in another section.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from pydantic import ValidationError
 
 from clearhead.errors import ConfigError, nearest
 from clearhead.train.config import TASKS, Config
-from clearhead.train.mistakes import message, paths, place_of, shown
+from clearhead.train.mistakes import message, paths, place_of
 from clearhead.train.sizes import too_large
 from clearhead.train.trees import DEEPEST, Tree, merge, nest, parse, read_text
+from clearhead.train.wording import shown
 
 __all__ = ["check", "from_tree", "from_yaml", "known_task", "paths", "read_config", "read_text", "to_yaml"]
 
@@ -100,7 +102,7 @@ def _with_settings(
 
 def _path(setting: str) -> str:
     path, equals, _ = setting.partition("=")
-    if not equals or not path or path.count(".") >= DEEPEST:
+    if not equals or not re.fullmatch(r"[\w.]+", path) or path.count(".") >= DEEPEST:
         raise ConfigError(f"{_place_of_setting(setting)}: write key=value, such as model.layers=4")
     return path
 

@@ -37,17 +37,20 @@ def too_large(config: Config) -> Problem | None:
     return None
 
 
+def beyond(needs: int, what: str) -> str | None:
+    """What is to be said where `what` needs more bytes than this machine has; or None."""
+    has = memory()
+    return None if needs <= has else f"{what} would need {_said(needs)}, and this machine has {_said(has)}"
+
+
 def of_weights(network: Network, source: int, target: int) -> str | None:
     """What is to be said where the weights, for vocabularies of `source` and `target` tokens, do not fit; or None."""
-    needs = _FLOAT * weights(network, source, target)
-    return None if needs <= memory() else f"its weights need {_said(needs)}, and this machine has {_said(memory())}"
+    return beyond(_FLOAT * weights(network, source, target), "its weights")
 
 
 def of_beam(beam: int, vocabulary: int) -> str | None:
     """What is to be said where the scores of so many hypotheses do not fit; or None."""
-    needs = _FLOAT * beam * vocabulary
-    words = f"it needs {_said(needs)}, and this machine has {_said(memory())}: write a smaller number"
-    return None if needs <= memory() else words
+    return beyond(_FLOAT * beam * vocabulary, "its scores")
 
 
 def weights(network: Network, source: int, target: int) -> int:

@@ -50,7 +50,7 @@ class Server(ThreadingHTTPServer):
         self._host = host
         try:
             super().__init__((host, port), _Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError, UnicodeError) as error:  # the last two: what is no name of a host
             raise InputError(_refused(host, port, error)) from None
 
     def show(self, site: Site, browser: bool = False) -> None:
