@@ -107,6 +107,61 @@ def test_passes_in_threads_are_seen_as_if_each_were_alone():
     assert not torch.overrides._get_current_function_mode_stack()
 
 
+def test_threads_that_watch_one_model_see_their_own_passes():
+    """Each as if it were alone, whenever the others begin and end."""
+    torch.manual_seed(0)
+    model = Mixed(threading.Barrier(THREADS)).eval()
+    inputs = [torch.randn(2, N - i % 2, E) for i in range(THREADS)]
+
+    def alone(i, x):
+        with torch.no_grad(), watch(model, rows=5, seed=i) as seen:
+            model(x)
+        return summary(seen)
+
+    expected = [alone(i, x) for i, x in enumerate(inputs)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(ROUNDS):
+            got = [each.result(60) for each in [pool.submit(alone, i, x) for i, x in enumerate(inputs)]]
+            assert got == expected
+    with watch(model) as seen:
+        model(inputs[0])
+    assert len(seen) == 4
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_workers_belong_to_the_one_thread_that_watches_and_to_none_where_several_do():
+    class Attends(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(heads(x), heads(x), heads(x))
+
+    model, other, x = nn.Sequential(Attends()), nn.Sequential(Attends()), torch.randn(2, N, E)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def watches():
+        with watch(model) as seen:
+            inside.set()
+            assert go_on.wait(30)
+            model(x)
+        return seen
+
+    pools = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    with pools[0] as pool, pools[1] as workers, watch(model) as seen, watch(other) as apart:
+        workers.submit(model, x).result(30)
+        assert len(seen) == 1
+        watching = pool.submit(watches)
+        assert inside.wait(30)
+        workers.submit(model, x).result(30)
+        workers.submit(other, x).result(30)  # one thread alone watches this one
+        model(x)
+        go_on.set()
+        theirs = watching.result(30)
+        workers.submit(model, x).result(30)  # the other watch has ended
+    assert (len(seen), len(theirs), len(apart)) == (3, 1, 1)
+    assert [*seen.unseen] == [*theirs.unseen] == ["Sequential"]
+    assert "several threads watch" in seen.unseen["Sequential"]
+    assert apart.unseen == {}
+
+
 def test_what_ends_while_another_thread_is_inside_sees_nothing_more():
     inside, go_on = threading.Event(), threading.Event()
 

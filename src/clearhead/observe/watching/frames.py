@@ -59,6 +59,12 @@ class Frame:
     """Why nothing is seen of the compiled code that it ran, if it did."""
 
 
+_active: "list[Frames]" = []
+"""Those between `start` and `end`, of all threads."""
+
+UNCLEAR = "it ran in a thread that watches nothing, while several threads watch: whose it is cannot be told"
+
+
 class Frames:
     """The modules of `model` that run, by thread, between `start` and `end`.
 
@@ -66,6 +72,9 @@ class Frames:
     no frame of its own. `changed()` is called when another one is on top, and `done(frame, args, kwargs, output)` when
     one has computed its output and is still on top. `beside()` is in force as long as the hooks are. A step is one call
     of the model, or of a part of it from outside.
+
+    A pass belongs to the watches of its own thread. In a thread that does not watch the module, such as a worker's, it
+    belongs to the watch of another thread; where several other threads watch, to none.
     """
 
     def __init__(
@@ -85,6 +94,8 @@ class Frames:
         self._steps = self._own = 0  # passes so far, and those of that thread
         self.elsewhere: set[int] = set()
         """The steps that ran in other threads."""
+        self.unclear: set[str] = set()
+        """Paths of modules that ran in a thread of which nobody knows for whom it works."""
         self._away = 0  # threads that run what must not be followed
 
     @property
@@ -108,12 +119,15 @@ class Frames:
         """Follow what runs from here on; this thread is the one that watches."""
         with self._lock:
             self._watching = threading.get_ident()
+            _active.append(self)
             self._install()
 
     def end(self) -> None:
         """Follow nothing any more, whatever still runs in other threads."""
         with self._lock:
             self._watching = None
+            if self in _active:
+                _active.remove(self)
             self._remove()
 
     def leave(self) -> bool:
@@ -157,10 +171,21 @@ class Frames:
         path = self.paths.get(module)
         if (path is None and not stack) or recomputing():
             return
+        if not stack and not self._is_ours(module):
+            return
         caller = stack[-1] if stack else None
         run = caller.run if caller else self._new_pass()
         stack.append(Frame(module, caller.path if path is None and caller else path or "", run, followed is not False))
         self._changed()
+
+    def _is_ours(self, module: nn.Module) -> bool:
+        """Does a pass of `module` that begins in this thread belong to this watch?"""
+        here = threading.get_ident()
+        watching = {each._watching for each in [*_active] if module in each.paths}
+        if here in watching or len(watching) < 2:
+            return here == self._watching or here not in watching
+        self.unclear.add(self.paths[module])
+        return False
 
     def _new_pass(self) -> Pass:
         with self._lock:

@@ -35,7 +35,7 @@ from clearhead.observe.paths import paths_of, shown
 from clearhead.observe.watching.attended import padding, received_from
 from clearhead.observe.watching.compiled import REASON, compiled_code_apart
 from clearhead.observe.watching.faults import Given, brought
-from clearhead.observe.watching.frames import Frame, Frames, recomputing, says_cross
+from clearhead.observe.watching.frames import UNCLEAR, Frame, Frames, recomputing, says_cross
 from clearhead.observe.watching.functions import Functions
 from clearhead.observe.watching.outputs import token_residual
 from clearhead.observe.watching.torch_modules import fast_path_open, follows
@@ -155,6 +155,10 @@ class Watch(AbstractContextManager[Seen]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._block.close()
+        unclear = self._frames.unclear
+        for path in sorted(unclear):
+            if not any(under(path, other) for other in unclear - {path}):
+                self.cannot_see(path, UNCLEAR)
         if self._frames.elsewhere:
             with self._lock:
                 self.seen.calls = by_pass(self.seen.calls, self._frames.elsewhere)
