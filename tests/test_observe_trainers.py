@@ -210,10 +210,11 @@ def loop(folder, clip):
     for _ in range(2):
         with monitor.step():
             optimizer.zero_grad()
-            model(torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))).pow(3).mean().backward()
+            loss = model(torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))).pow(3).mean()
             other = nn.Linear(2, 2)
             other(torch.ones(2)).sum().backward()
-            shorten(other.parameters(), 1e-3)  # another model's
+            shorten(other.parameters(), 1e-3)  # another model's, before this one has any
+            loss.backward()
             if clip == "norm":
                 shorten(model.parameters(), 1e-3)
                 shorten(model.parameters(), 1e-4)
