@@ -688,3 +688,32 @@ def test_what_is_made_of_our_modules_is_followed_where_it_attends_by_itself():
     torch.testing.assert_close(
         by_how["scaled_dot_product_attention"], entropy(dense(heads(x), heads(x))), rtol=1e-5, atol=1e-6
     )
+
+
+class LinearAttention(nn.Module):
+    """Katharopoulos 2020: no softmax."""
+
+    def forward(self, x):
+        q, k = F.elu(x) + 1, F.elu(x) + 1
+        return torch.einsum("bnd,bde->bne", q, torch.einsum("bnd,bne->bde", k, x)) / (q * k.sum(1, True)).sum(-1, True)
+
+
+class GatedAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x, x, x)[0] * x.sigmoid()
+
+
+def test_what_is_called_an_attention_and_shows_none_is_listed():
+    model = nn.Sequential(nn.Linear(8, 8), LinearAttention(), GatedAttention())
+    with torch.no_grad(), watch(model) as seen:
+        model(torch.randn(2, 5, 8))
+    assert list(seen.unseen) == ["1"]
+    assert "no softmax over keys was found" in seen.unseen["1"]
+    assert [call.name for call in seen] == ["2.inner"]
+    with torch.no_grad(), watch(model, layers="2") as seen:
+        model(torch.randn(2, 5, 8))
+    assert not seen.unseen

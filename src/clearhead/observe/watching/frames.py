@@ -55,6 +55,8 @@ class Frame:
     """Samples and queries of the last of them, before a choice was made."""
     attended: bool = False
     """Did it, or a module in it, attend?"""
+    listed: bool = False
+    """Was it, or a module in it, listed as unseen?"""
     compiled: str | None = None
     """Why nothing is seen of the compiled code that it ran, if it did."""
 

@@ -174,6 +174,8 @@ class Watch(AbstractContextManager[Seen]):
     def _done(self, frame: Frame, args: Any, kwargs: Any, output: Any) -> None:
         if frame.compiled is not None and not frame.attended:
             self.cannot_see(frame.path, frame.compiled)
+        elif type(frame.module).__name__.endswith("Attention") and not (frame.attended or frame.listed):
+            self.cannot_see(frame.path, "attention by its name, in which no softmax over keys was found")
         if frame.calls:
             self._attended(frame, kwargs, output)
 
@@ -267,6 +269,8 @@ class Watch(AbstractContextManager[Seen]):
 
     def cannot_see(self, name: str, why: str) -> None:
         """Say that something at `name` attends and was not seen."""
+        for running in self._frames.stack:
+            running.listed = True
         if self.wants(name):
             self.seen.unseen.setdefault(self._shown(name), why)
 
