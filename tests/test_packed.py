@@ -99,6 +99,18 @@ def test_no_document_leaks_into_another():
             assert torch.equal(a[..., ids != 3, :], b[..., ids != 3, :])
 
 
+def test_what_documents_leave_out_is_found_under_inference_and_used_with_gradients():
+    ids, q, k, v = pack([20, 30, 9], 2, torch.float32)
+    pattern = ch.documents(ids)
+    with torch.inference_mode():
+        want = ch.attend(q, k, v, pattern)
+    x = [y.masked_fill((ids < 0)[:, None], torch.nan).requires_grad_() for y in (q, k, v)]
+    got = ch.attend(*x, pattern)
+    got.sum().backward()
+    torch.testing.assert_close(got, want.clone())
+    assert all(y.grad.isfinite().all() for y in x)
+
+
 def graphs(sizes, seed):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(n, (2, 4 * n), generator=generator) for n in sizes]

@@ -7,11 +7,15 @@ leave out. Shapes: B samples, H heads, Hkv key heads, N tokens; a size of 1 broa
 import torch
 from torch import Tensor
 
+from clearhead.kernels.kept import Kept
 from clearhead.kernels.shared import numbers, shares
 from clearhead.kernels.visible import Visible
 
+Sides = tuple[Tensor | None, Tensor | None]
+"""Of queries and of keys, which are meant; None: none."""
 
-def absent(see: Visible, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+
+def absent(see: Visible, k: Tensor) -> Sides:
     """Which queries (B, H, N, 1) and which keys of `k` (B, Hkv, N, 1) take no part; None: all do."""
     queries, keys = see.padding()
     for left_out in (_masked(see, k), _left_out(see, k)):
@@ -20,34 +24,47 @@ def absent(see: Visible, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return queries, keys
 
 
-def _masked(see: Visible, k: Tensor) -> tuple[Tensor | None, Tensor | None] | None:
+def _masked(see: Visible, k: Tensor) -> Sides | None:
     """What the mask hides from all."""
     if see.mask is None or not see.mask.numel():
         return None
     seen = see.mask.view(torch.uint8) if shares(see.device) else see.mask  # the greatest byte is found 30 times as fast
-    blind, hidden = seen.amax(-1) == 0, seen.amax(-2) == 0
-    return _if_any(blind), _if_any(_of_key_heads(hidden, k.shape[1]))
+    return _hidden(seen.amax(-1)), _hidden(_of_key_heads(seen.amax(-2), k.shape[1]))
 
 
-def _left_out(see: Visible, k: Tensor) -> tuple[Tensor | None, Tensor | None] | None:
-    """What the pattern leaves out."""
+def _left_out(see: Visible, k: Tensor) -> Sides | None:
+    """What the pattern leaves out, by the tensors that it holds."""
+    if not (held := see.pattern.tensors()):
+        return None
+    if not shares(see.device):
+        return _positions_left_out(see, k)
+    given = (*held, see.q_positions, see.k_positions, see.q_lengths, see.k_lengths)
+    what = (see.pattern.outline(), see.n_queries, see.n_keys, k.shape[0], k.shape[1])
+    with torch.inference_mode(False):  # for any later call
+        return _found.of(what, given, lambda: _positions_left_out(see, k))
+
+
+_found: Kept[Sides | None] = Kept()
+
+
+def _positions_left_out(see: Visible, k: Tensor) -> Sides | None:
     b = numbers(k.shape[0], see.device).view(-1, 1, 1)
     blind = see.pattern.absent(b, see.positions_of_queries())
     hidden = see.pattern.absent(b, see.positions_of_keys())
     if blind is None or hidden is None:
         return None
-    return _if_any(blind), _if_any(_of_key_heads(hidden, k.shape[1]))
+    return _hidden(~blind), _hidden(_of_key_heads(~hidden, k.shape[1]))
 
 
-def _of_key_heads(hidden: Tensor, kv_heads: int) -> Tensor:
-    """Keys (B, H, N) that are hidden from all query heads they serve, (B, Hkv, N)."""
-    heads = hidden.shape[1]
-    return hidden if heads in (1, kv_heads) else hidden.unflatten(1, (kv_heads, heads // kv_heads)).all(2)
+def _of_key_heads(seen: Tensor, kv_heads: int) -> Tensor:
+    """Which keys (B, H, N) are seen by a query head that they serve, (B, Hkv, N)."""
+    heads = seen.shape[1]
+    return seen if heads in (1, kv_heads) else seen.unflatten(1, (kv_heads, heads // kv_heads)).amax(2)
 
 
-def _if_any(x: Tensor) -> Tensor | None:
-    """`x` (B, H, N) with a last axis; None if none is, where that can be read without waiting."""
-    return None if shares(x.device) and not x.any() else x.unsqueeze(-1)
+def _hidden(seen: Tensor) -> Tensor | None:
+    """What is not seen (B, H, N), with a last axis; None if all is, where that can be read without waiting."""
+    return None if shares(seen.device) and seen.all() else (seen == 0).unsqueeze(-1)
 
 
 def _either(one: Tensor | None, two: Tensor | None) -> Tensor | None:
