@@ -224,3 +224,19 @@ def test_two_watches_leave_the_fused_path_of_a_layer_alone():
     assert slow == []
     assert torch.equal(out, expected)
     assert seen.names == again.names == ["0", "1.self_attn", "2"]
+
+
+def test_no_mode_of_two_watches_lies_over_what_is_not_followed():
+    modes = []
+
+    class Own(SelfAttention):
+        def _queries(self, x):
+            modes.append(torch.overrides._get_current_function_mode_stack())
+            return super()._queries(x)
+
+    Own.__module__ = SelfAttention.__module__  # as one of Clearhead's, whose maps speak for themselves
+    model = nn.Sequential(Hand(), Own(E, H), Hand())
+    with watch(model) as seen, watch(model) as again:
+        model(torch.randn(2, 7, E))
+    assert modes == [[]]
+    assert seen.names == again.names == ["0", "1", "2"]

@@ -6,11 +6,14 @@ import math
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.utils.checkpoint import checkpoint
 
 from clearhead.errors import InputError
 from clearhead.nn import SelfAttention
@@ -331,6 +334,98 @@ def test_what_is_not_a_number_is_null_and_counted():
     assert "12 of 12 rows of sample 2" in text
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_nan_in_one_part_of_a_batch_is_an_alarm_that_goes_on_after_a_resume(first):
+    """The parts of a batch are calls of one step; the state is that of a run that goes on elsewhere."""
+    torch.manual_seed(0)
+    model, (x, padding) = Attends(), batch(b=6)
+    healthy, parts = x.clone(), [slice(0, 3), slice(3, 6)]
+    x[3 * first + 2, 4] = math.nan
+
+    def run(monitor, x):
+        with monitor.step():
+            for part in parts:
+                model(x[part], padding[part])
+        return [(event["event"], event["rule"]) for event in monitor.record.get("alarms", [])]
+
+    monitor = AttentionMonitor(model, every=1, rows=None, samples=None)
+    assert run(monitor, healthy) == []
+    assert run(monitor, x) == [("began", "not finite")]
+    assert monitor.record["attention"]["inner"]["not_finite"] == [12, 12]
+    (found,) = monitor.findings
+    assert "12 of 12 rows of sample 2" in found.sentence
+    resumed = AttentionMonitor(model, every=1, rows=None, samples=None)
+    resumed.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
+    assert run(resumed, x) == []  # the same alarm, which has been told
+    assert [each.rule for each in resumed.findings] == ["not finite"]
+    ends = [run(resumed, healthy) for _ in range(PATIENCE)]
+    assert ends == [[]] * (PATIENCE - 1) + [[("over", "not finite")]]
+
+
+def test_rows_that_were_never_written_are_an_alarm():
+    """A kernel that leaves rows out shows NaN in their statistics, and no count of what they see."""
+    model, (x, padding) = Attends(), batch()
+    monitor = AttentionMonitor(model, every=1, rows=None, samples=None)
+    monitor.start(0)
+    model(x, padding)
+    (call,) = monitor._seen.calls
+    lost = {name: getattr(call.statistics, name).clone() for name in ("entropy", "normalized_entropy", "logsumexp")}
+    for values in lost.values():
+        values[0, 1, 3:6] = math.nan
+    monitor._seen.calls[0] = replace(call, statistics=replace(call.statistics, **lost))
+    monitor.finish()
+    assert monitor.record["attention"]["inner"]["not_finite"] == [0, 3]
+    assert [(each.rule, each.head, each.row) for each in monitor.findings] == [("not finite", 1, (0, 3))]
+
+
+class ByHand(nn.Module):
+    """Attention in PyTorch's products, under a mask."""
+
+    def __init__(self, dim: int = 16):
+        super().__init__()
+        self.project = nn.Linear(dim, 3 * dim)
+
+    def forward(self, x):
+        q, k, v = self.project(x).chunk(3, -1)
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return (q @ k.mT / 4).masked_fill(hidden, -math.inf).softmax(-1) @ v
+
+
+CHECKPOINTED = {
+    "nn.MultiheadAttention": Attends,
+    "an encoder layer": lambda: nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True),
+    "Clearhead's": lambda: SelfAttention(16, 2),
+    "by hand": ByHand,
+}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_checkpointed_attention_trains_as_without_the_monitor_and_is_seen_once(name, reentrant):
+    def train(monitored):
+        torch.manual_seed(0)
+        model, (x, _) = nn.Sequential(CHECKPOINTED[name](), CHECKPOINTED[name]()), batch()
+        x.requires_grad_()
+        monitor = AttentionMonitor(model, every=1, rows=None, samples=None)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            with monitor.step() if monitored else nullcontext():
+                y = x
+                for layer in model:
+                    y = checkpoint(layer, y, use_reentrant=reentrant)
+                optimizer.zero_grad()
+                y.square().mean().backward()
+                optimizer.step()
+        return [weights.detach() for weights in model.parameters()], torch.get_rng_state(), monitor
+
+    weights, random, _ = train(False)
+    watched, same, monitor = train(True)
+    assert all(one.equal(two) for one, two in zip(weights, watched, strict=True))
+    assert random.equal(same)
+    assert len(monitor.record["attention"]) == 2
+    assert all(layer["gradient_norm"] > 0 for layer in monitor.record["attention"].values())
+
+
 def test_what_cannot_be_seen_is_said_once(caplog):
     caplog.set_level(logging.WARNING, "clearhead.observe")
 
@@ -386,7 +481,12 @@ RANKS = """
         with monitor.step(step) as notes:
             model(x[mine], padding[mine]).sum().backward()
             notes["loss"] = float(rank)
-    print(json.dumps([[str(f) for f in monitor.findings], monitor.record, len(records), monitor.state_dict()]))
+    told = [[str(f) for f in monitor.findings], monitor.record, len(records), monitor.state_dict()]
+    x[3, 2] = float("nan")  # in the second process alone, which alone has a loss
+    with monitor.step(2) as notes:
+        model(x[mine], padding[mine])
+        notes |= {"loss": 4.0} if rank else {}
+    print(json.dumps([*told, monitor.record, monitor.state_dict()["alarms"]]))
     torch.distributed.destroy_process_group()
 """
 
@@ -404,12 +504,17 @@ def test_processes_together_say_what_one_would_of_the_joint_batch(tmp_path):
             rank.kill()
             rank.wait()
     assert [rank.returncode for rank in ranks] == [0, 0], said
-    (first, record, written, state), (second, other, none, same) = (json.loads(out) for out, _ in said)
+    (first, record, written, state, *broken), (second, other, none, same, *alike) = (json.loads(out) for out, _ in said)
     assert (written, none) == (2, 0)  # the first writes
     assert first == second
     assert state == same
     assert record == other
     assert record["loss"] == 0.5
+    assert broken == alike  # both say what one of them saw
+    assert broken[0]["loss"] == 4.0
+    assert broken[0]["attention"]["inner"]["not_finite"] == [12, 12]  # each row sees the key that is NaN
+    assert [event["rule"] for event in broken[0]["alarms"]] == ["not finite"]
+    assert ["not finite", "inner", 0, None] in [alarm[:4] for alarm in broken[1]]
 
     torch.manual_seed(0)
     model, (x, padding) = Attends(), batch(b=5)
