@@ -111,3 +111,16 @@ BOTH = listed("""
 
 OPEN: list[str] = []
 """Something attends that is neither seen nor listed."""
+
+# head importance
+
+NO_SCORES = [
+    *NO_ATTENTION,
+    *LISTED,
+    "nystromformer",  # adds to its attention's output in place
+    "prophetnet",  # runs its decoder on more samples than its encoder
+]
+"""`head_importance` refuses them in one line."""
+
+RANDOM = ["reformer"]
+"""They draw from the clock when they train, watched or not."""

@@ -105,11 +105,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"input_size": 32, "patch_size": 8, "coordinate_size": 4, "shape_size": 4, "hidden_size": 24},
     "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 32},
     "reformer": {
-        "axial_pos_shape": [4, 4],
+        "axial_pos_shape": [1, 11],
         "axial_pos_embds_dim": [16, 16],
         "attn_layers": ["local", "lsh"],
-        "local_attn_chunk_length": 4,
-        "lsh_attn_chunk_length": 4,
+        "local_attn_chunk_length": 11,
+        "lsh_attn_chunk_length": 11,
         "num_buckets": 2,
     },
     "nemotron": {"num_key_value_heads": 4},
@@ -145,6 +145,8 @@ def shrunk(config: Any) -> dict[str, Any]:
             found[key] = WORDS - 1 - len([k for k in found if k.endswith(("_token_id", "_token_index"))])
         elif (rule := _rule(key, value)) is not None:
             found[key] = rule
+        elif key in ("mask_time_prob", "mask_feature_prob"):  # SpecAugment, which wants long sounds
+            found[key] = 0.0
         elif key == "head_dim" and value is None:
             found[key] = HEAD
     _layers(own, found)
@@ -200,11 +202,15 @@ def _rope(config: Any, own: dict[str, Any], found: dict[str, Any]) -> None:
         }
 
 
-def build(kind: str, way: str = "eager") -> Any:
+def build(kind: str, way: str = "eager", dropping: bool = False) -> Any:
     """The model of a model type, small, in evaluation mode, with heads that are not uniform."""
     torch.manual_seed(0)
     model = model_class(kind)._from_config(small(kind), attn_implementation=way)
     sharpen(model)
+    if dropping:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.1
     return model.eval()
 
 

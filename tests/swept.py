@@ -6,6 +6,7 @@ In eager attention what a softmax gives are the weights. `swept(kind)` runs one 
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 import clearhead
 import small_models
+from architectures import NO_ATTENTION as NOTHING
+from architectures import NO_SCORES
 from clearhead.errors import InputError
 from clearhead.observe.calls import Call, Seen, under
+from clearhead.observe.numbers.importance import head_importance
 from clearhead.observe.watching.watch import watch
 
 clearhead.nn.register_with_transformers()
@@ -255,3 +259,67 @@ def furthest(a: Any, b: Any, mask: Tensor | None) -> tuple[float, str]:
         if not float(gap.max()) <= worst[0]:
             worst = float(gap.max()), at
     return worst
+
+
+# in training
+
+
+def trained(kind: str, checkpointing: bool = False) -> list[str] | None:
+    """What is wrong with a training step that is watched, with dropout; None: it cannot be trained so at all."""
+    results = []
+    for watching in (False, True):
+        model = small_models.build(kind, dropping=True).train()
+        if checkpointing:
+            if not model.supports_gradient_checkpointing:
+                return None
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        given = small_models.inputs(model)
+        torch.manual_seed(1)
+        with watch(model, statistics=["entropy"]) if watching else nullcontext() as seen:
+            try:
+                out = [x for _, x in tensors(model(**given)) if x.requires_grad]
+                sum(x.float().square().mean() for x in out).backward()
+            except (RuntimeError, ValueError):
+                if watching:
+                    raise
+                return None  # it cannot be trained so, watched or not
+        results.append((out, [p.grad for p in model.parameters()], torch.get_rng_state()))
+    (out, grads, state), (out2, grads2, state2) = results
+    problems = [] if torch.equal(state, state2) else ["other random numbers are drawn while it is watched"]
+    problems += [
+        f"output {i} is another one" for i, (x, y) in enumerate(zip(out, out2, strict=True)) if not alike(x, y)
+    ]
+    problems += ["a gradient is another one"] if not all(map(alike, grads, grads2)) else []
+    return problems + (
+        [] if len(seen) or seen.unseen or kind in NOTHING else ["nothing is seen, and nothing is listed"]
+    )
+
+
+def alike(x: Tensor | None, y: Tensor | None) -> bool:
+    """Are they the same to the bit, or both missing? NaN is what it is."""
+    return x is y or (x is not None and y is not None and torch.equal(x.nan_to_num(), y.nan_to_num()))
+
+
+def scored(kind: str) -> list[str]:
+    """What is wrong with the importance of its heads: each layer that is seen has one for each head, or a reason."""
+    model = small_models.build(kind)
+    given = small_models.inputs(model)
+    with watch(model, statistics=()) as seen:
+        run(model, given)
+    try:
+        found = head_importance(model, [given], of_first_output)
+    except InputError as error:
+        return [] if kind in NO_SCORES else [str(error)]
+    problems = ["it has scores now"] if kind in NO_SCORES else []
+    for name in seen.names:
+        heads = {call.heads for call in seen if call.name == name}
+        if name not in found.scores:
+            problems += [] if name in found.unseen else [f"{name} has no score, and no reason"]
+        elif {len(found[name])} != heads or not bool(found[name].isfinite().all()):
+            problems.append(f"{name} has {heads} heads, and scores {found[name].tolist()}")
+    return problems
+
+
+def of_first_output(model: Any, given: dict[str, Tensor]) -> Tensor:
+    """A loss of the first output that carries gradients."""
+    return next(x for _, x in tensors(model(**given)) if x.requires_grad).float().square().mean()

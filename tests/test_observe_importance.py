@@ -127,6 +127,25 @@ def test_a_layer_that_the_loss_does_not_hang_on_is_of_no_importance():
     assert gates.importance()["used"].norm() == pytest.approx(1)
 
 
+def test_what_a_model_computes_without_gradients_does_not_move_the_loss():
+    """HRM thinks many times without gradients, and once with them."""
+    model, x = stack(), random(3, 5, WIDTH)
+
+    class Thinking(Stack):
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.layers[0](x) + self.layers[1](x)
+            return self.last(self.layers[1](x).mean(1))[:, 0]
+
+    model.__class__ = Thinking
+    found = head_importance(model, [x], lambda model, x: model(x).square())
+    assert found["layers.0"].tolist() == [0.0] * HEADS
+    with torch.no_grad():
+        y = model.layers[0](x) + model.layers[1](x)
+    once = head_importance(model, [y], lambda model, y: model.last(model.layers[1](y).mean(1))[:, 0].square())
+    torch.testing.assert_close(found["layers.1"], once["layers.1"], rtol=1e-4, atol=1e-6)
+
+
 def test_outputs_in_half_precision_are_summed_in_float32():
     exact, rough = random(2, HEADS, 400, 16).requires_grad_(), Gates()
     rough.add("layer", out := exact.to(torch.bfloat16) * 1)

@@ -9,12 +9,16 @@ import pytest
 
 import architectures as known
 import small_models
-from swept import Report, swept
+from conftest import TRIALS
+from small_models import why_not
+from swept import Report, scored, swept, trained
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_thread", "quiet")]
 NOT_RUN = {kind: reason for reason, kinds in known.NOT_RUN.items() for kind in kinds}
 RUN = [kind for kind in small_models.kinds() if kind not in NOT_RUN]
 CASES = [pytest.param(kind, marks=[pytest.mark.xfail(strict=True)] if kind in known.OPEN else []) for kind in RUN]
+FEW = ["bert", "llama", "t5", "vit", "big_bird", "hrm_text", "clip"]
+LONG = RUN if TRIALS else FEW
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,31 @@ def hold(report: Report) -> None:
 @pytest.mark.parametrize("kind", CASES)
 def test_what_is_seen_is_what_ran(kind):
     hold(swept(kind))
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("kind", [kind for kind in LONG if kind not in known.OPEN])
+def test_every_way_to_attend_is_seen(kind):
+    hold(swept(kind, every_way=True))
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
+@pytest.mark.parametrize("kind", [kind for kind in LONG if kind not in known.OPEN + known.RANDOM])
+def test_a_watched_step_of_training_is_the_unwatched_one(kind, checkpointing):
+    assert not trained(kind, checkpointing)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("kind", LONG)
+def test_every_head_that_is_seen_has_an_importance(kind):
+    assert not scored(kind)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("kind", NOT_RUN if TRIALS else [*NOT_RUN][::16])
+def test_what_is_not_run_cannot_be_for_the_reason_that_is_given(kind):
+    assert why_not(kind) == NOT_RUN[kind]
 
 
 def test_every_architecture_is_run_or_listed():

@@ -717,3 +717,22 @@ def test_what_is_called_an_attention_and_shows_none_is_listed():
     with torch.no_grad(), watch(model, layers="2") as seen:
         model(torch.randn(2, 5, 8))
     assert not seen.unseen
+
+
+def test_a_module_that_is_exchanged_while_the_model_runs_has_the_name_of_its_place():
+    """BigBird puts another attention in the place of its own where a sequence is short."""
+
+    class Exchanging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x):
+            self.inner = ByHand()
+            return self.inner(x)
+
+    model = nn.Sequential(Exchanging())
+    with torch.no_grad(), watch(model) as seen:
+        for _ in range(2):
+            model(torch.randn(2, 5, E))
+    assert [call.name for call in seen] == ["0.inner"] * 2

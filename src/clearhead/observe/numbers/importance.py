@@ -79,9 +79,10 @@ class Gates:
         Where `output` is what a projection made of the heads' own, these are `value` (B, H, Nq, Dv), and `heads` takes
         the gradient back to them.
 
-        Raises InputError for an output without gradient, and where a layer runs on several numbers of samples at once.
+        An output that the model computes without gradients does not move the loss: its derivative is 0. Raises
+        InputError for another one that has none, and where a layer runs on several numbers of samples at once.
         """
-        if not output.requires_grad:
+        if not output.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"the output of {name} carries no gradient: model.requires_grad_() lets its parameters have one"
             )
@@ -93,6 +94,9 @@ class Gates:
                 f"{name} ran on {score.shape[0]} and on {samples_and_heads[0]} samples for one loss, which cannot be "
                 "averaged over samples: compute their losses in batches of their own"
             )
+
+        if not output.requires_grad:
+            return
 
         def derivative(gradient: Tensor) -> None:
             if output._version != version:

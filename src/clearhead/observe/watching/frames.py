@@ -170,12 +170,12 @@ class Frames:
         stack, followed = self.stack, self._follows(module)
         if stack and followed is None:
             return
-        path = self.paths.get(module)
+        caller = stack[-1] if stack else None
+        path = self._path(module, caller)
         if (path is None and not stack) or recomputing():
             return
         if not stack and not self._is_ours(module):
             return
-        caller = stack[-1] if stack else None
         run = caller.run if caller else self._new_pass()
         stack.append(Frame(module, caller.path if path is None and caller else path or "", run, followed is not False))
         self._changed()
@@ -188,6 +188,14 @@ class Frames:
             return here == self._watching or here not in watching
         self.unclear.add(self.paths[module])
         return False
+
+    def _path(self, module: nn.Module, caller: Frame | None) -> str | None:
+        """The path of a module of the model, which may have been put there since the start (BigBird does so)."""
+        if module not in self.paths and caller is not None and caller.module in self.paths:
+            for name, child in caller.module.named_children():
+                if child is module:
+                    self.paths[module] = f"{self.paths[caller.module]}.{name}".removeprefix(".")
+        return self.paths.get(module)
 
     def _new_pass(self) -> Pass:
         with self._lock:

@@ -127,7 +127,8 @@ class Watch(AbstractContextManager[Seen]):
         self._frames = Frames(model, follows, self._changed, self._done, lambda: fast_path_open(paused))
         self._eager = compiled == "eager"
         self._seed, self._lock = seed, Lock()
-        # .above: what to put back in a thread that runs compiled code; .asked: by whom our maps are applied
+        # .above: what to put back in a thread that runs compiled code; .asked: by whom our maps are applied;
+        # .graded: did the program run with gradients when the watch began to look
         self._thread = local()
         self._block = self._interface = ExitStack()
         self._elsewhere = False  # did compiled code run that may have called the model, unseen
@@ -210,10 +211,20 @@ class Watch(AbstractContextManager[Seen]):
         They run without gradients, so that a checkpoint finds the tensors it would find unwatched. With `grad=True`
         they have gradients, and what these need is kept apart from the tensors that the program saves.
         """
-        graded = self.grad and torch.is_grad_enabled()
+        graded, before = self.grad and torch.is_grad_enabled(), getattr(self._thread, "graded", None)
+        self._thread.graded = self._graded
         apart = saved_tensors_hooks(_as_is, _as_is) if graded else nullcontext()
-        with self.hidden(), unobserved(), unrecorded(), torch.set_grad_enabled(graded), apart:
-            yield
+        try:
+            with self.hidden(), unobserved(), unrecorded(), torch.set_grad_enabled(graded), apart:
+                yield
+        finally:
+            self._thread.graded = before
+
+    @property
+    def _graded(self) -> bool:
+        """Does the program run with gradients?"""
+        graded = getattr(self._thread, "graded", None)
+        return torch.is_grad_enabled() if graded is None else graded
 
     @property
     def _is_away(self) -> bool:
@@ -350,7 +361,8 @@ class Watch(AbstractContextManager[Seen]):
         gradients.
         """
         if self._outputs is not None and self.frame is not None and self.wants(name):
-            self._outputs(self._shown(name), output, heads, value)
+            with torch.set_grad_enabled(self._graded):
+                self._outputs(self._shown(name), output, heads, value)
 
     @property
     def gives(self) -> bool:
