@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,8 @@ def test_random_numbers_begin_differently_in_each_process(monkeypatch):
     assert len(seeds - {0}) == 8
 
 
-def test_which_process_was_lost(monkeypatch):
+def test_which_process_was_lost(monkeypatch, capsys):
+    ended = []
     launcher = Launcher(None, 3, 1)
     launcher.procs = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
     assert launcher.lost() is None
@@ -176,4 +178,11 @@ def test_which_process_was_lost(monkeypatch):
     assert launcher.lost() is None  # it has come to its end
     launcher.kill(signal.SIGKILL)
     launcher.procs[1].communicate()
-    assert launcher.lost() == f"process 3 of 3 (PID {launcher.procs[1].pid}) was killed by signal 9"
+    lost = f"process 3 of 3 (PID {launcher.procs[1].pid}) was killed by signal 9"
+    assert launcher.lost() == lost
+
+    monkeypatch.setattr("clearhead.train.processes._GRACE", 0.0)  # the first process waits for the lost one for ever
+    monkeypatch.setattr(os, "_exit", ended.append)
+    launcher._watch(threading.Event())
+    assert ended == [2]
+    assert capsys.readouterr().err == f"error: {lost}\n"

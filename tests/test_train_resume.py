@@ -64,6 +64,8 @@ def test_interrupted_killed_and_resumed_it_is_the_run_that_never_stopped(never_s
     with open(run.metrics, "a") as file:
         file.write('{"step": 1')  # the line that was being written
     (run.maps / "step-000000099.json").write_text("{}")
+    for folder in (run.path, run.maps, run.checkpoints):
+        (folder / ".half.1.tmp").write_text("being written")
 
     done = _train(tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
@@ -76,6 +78,7 @@ def test_interrupted_killed_and_resumed_it_is_the_run_that_never_stopped(never_s
     assert [record["step"] for record in run.read_metrics() if "valid_loss" in record] == [14, 27, 40]
     watched = [record["step"] for record in run.read_metrics() if "attention" in record]
     assert watched == [1, *range(2, 41, 2)]
+    assert not [*run.path.rglob("*.tmp")]
     assert [*run.snapshots()] == [*range(1, 41)]  # of a step behind the one it went on from none is left
 
 
@@ -152,7 +155,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match=r"^interrupted: nothing was begun$") as caught:
         _weights(tmp_path)
     assert caught.value.status == 143
-    assert not [*(tmp_path / "runs").iterdir()]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_sigterm_after_the_last_step_is_no_end(never_stopped, tmp_path, monkeypatch):

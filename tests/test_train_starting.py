@@ -274,6 +274,17 @@ def test_a_killed_process_holds_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["g2p"]
 
 
+def test_a_start_that_is_refused_makes_no_folder_of_runs(tmp_path):
+    config = small("data.source=null", f"data.train={tmp_path}/none.tsv", f"data.valid={tmp_path}/none.tsv")
+    with pytest.raises(DataError):
+        train(config, runs=tmp_path / "runs", say=quiet)
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(DataError):
+        train(config, runs=tmp_path / "runs", say=quiet)
+    assert [*tmp_path.iterdir()] == [tmp_path / "runs"]
+
+
 def test_nothing_to_resume_leaves_nothing(tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         train("g2p", name="g2p", runs=tmp_path / "runs", resume=True, say=quiet)

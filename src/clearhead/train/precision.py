@@ -15,7 +15,7 @@ from clearhead.train.task import summed_loss
 
 NAMES = ("float32", "bfloat16")
 MARGIN = 1.2
-"""How much faster bfloat16 must be: the other work of a machine makes either up to a tenth faster or slower."""
+"""How much faster bfloat16 must be: what else runs on a machine makes either up to a tenth faster or slower."""
 
 
 def lightning(name: str) -> Literal["32-true", "bf16-mixed"]:
@@ -26,7 +26,8 @@ def lightning(name: str) -> Literal["32-true", "bf16-mixed"]:
 def measure(module: Seq2Seq, batches: Batches, rounds: int = 5) -> dict[str, list[float]]:
     """Tokens a second of forward and backward passes in each precision, in each of some rounds, taken in turn.
 
-    Works on a copy of the module, uses up some of the batches, and leaves torch's random numbers as they were.
+    On a CPU seconds are of processor time, which depends little on what else runs there. Works on a copy of the module,
+    uses up some of the batches, and leaves torch's random numbers as they were.
     """
     device = next(module.parameters()).device
     module, some = copy.deepcopy(module).train(), list(islice(batches, 2))
@@ -47,7 +48,8 @@ def choose(speeds: Mapping[str, Sequence[float]]) -> str:
 
 
 def _speed(module: Seq2Seq, batches: Sequence[Batch], precision: str, device: torch.device) -> float:
-    start = time.perf_counter()
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
     for batch in batches:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             loss = summed_loss(module, batch.to(device), 0.1)
@@ -55,4 +57,4 @@ def _speed(module: Seq2Seq, batches: Sequence[Batch], precision: str, device: to
     if device.type == "cuda":
         torch.cuda.synchronize()
     tokens = sum(batch.source.numel() + batch.target.numel() for batch in batches)
-    return tokens / (time.perf_counter() - start)
+    return tokens / (clock() - start)

@@ -167,7 +167,8 @@ def _started(run: RunFolder, config: Config | None) -> Config:
         raise ConfigError(
             f"{run.config} differs from what is asked for, and --resume cannot change it: use another --name"
         )
-    checkpoints.clean(run.checkpoints)
+    for folder in (run.path, run.checkpoints, run.maps):
+        checkpoints.clean(folder)
     return started
 
 
@@ -181,8 +182,9 @@ def _with_decisions(run: RunFolder, model: Model, examples: Examples, say: Say) 
         with parts.threads(count):
             speeds = precision.measure(module, Batches(examples, config.data.batch_tokens, seed=config.seed))
         best = precision.choose(speeds)
-        said = ", ".join(f"{name} {median(found):,.0f} tokens/s" for name, found in speeds.items())
-        say(f"precision {best}: {said}; --set train.precision={best} chooses it in other runs")
+        said = ", ".join(f"{name} {median(found):,.0f}" for name, found in speeds.items())
+        unit = "tokens/s" if _device().type == "cuda" else "tokens a second of a core"
+        say(f"precision {best}: {said} {unit}; --set train.precision={best} chooses it in other runs")
         config = _decided(config, precision=best)
     with parts.threads(count):
         batches = Batches(examples, config.data.batch_tokens, shuffle=False)

@@ -11,7 +11,7 @@ runs/
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 
 from clearhead.errors import InputError, RunError
@@ -51,13 +51,20 @@ def held(run: RunFolder, say: Callable[[str], None], resume: bool = False) -> It
 
     Raises RunError where another process holds it, and where there is nothing to resume.
     """
+    parent = run.path.parent
+    new = not parent.exists()
     if not resume:
-        _make(run.path.parent)
+        _make(parent)
     elif not run.path.exists() and not run.beside("older").exists():
         run.read_config()
-    with locked(_lock_of(run), str(run.path), say):
-        _put_right(run, say)
-        yield
+    try:
+        with locked(_lock_of(run), str(run.path), say):
+            _put_right(run, say)
+            yield
+    finally:
+        if new:  # and stays so, where no run has come into it
+            with suppress(OSError):
+                parent.rmdir()
 
 
 @contextmanager
