@@ -79,3 +79,40 @@ def test_arguments_are_bound_as_the_interface_names_them(name, way):
             real = ~call.padding[:, None].expand(w.shape[:3])
         entropy = torch.special.entr(w.double()).sum(-1)
         torch.testing.assert_close(call.statistics.entropy.double()[real], entropy[real], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_values_is_listed():
+    config, model, settings, _ = BY_NAME["doge"]
+    with torch.device("meta"):
+        one = getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
+    with torch.no_grad(), watch(one) as seen:
+        one(input_ids=IDS.to("meta"))
+    assert "tensors without values" in seen.unseen["layers.0.self_attn"]
+    assert not len(seen)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["sdpa", "eager"])
+def test_a_model_is_traced_while_it_is_watched(way):
+    one = made("BertConfig", "BertModel", way, **{key: SMALL[key] for key in SMALL if "key" not in key}).encoder.layer[
+        0
+    ]
+    x = torch.randn(2, 5, 32)
+    with torch.no_grad():
+        plain = torch.jit.trace(one, (x,), check_trace=False)
+        with watch(one):
+            watched = torch.jit.trace(one, (x,), check_trace=False)
+        assert torch.equal(watched(x), plain(x))
+    kinds = ([node.kind() for node in trace.inlined_graph.nodes()] for trace in (plain, watched))
+    assert next(kinds) == next(kinds)
+
+
+def test_what_fails_in_the_watch_alone_is_listed(monkeypatch):
+    from clearhead.observe.watching import hugging_face
+
+    monkeypatch.setattr(hugging_face, "attention_map", lambda *_, **__: 1 / 0)
+    config, model, settings, inputs = BY_NAME["doge"]
+    one = made(config, model, "sdpa", **settings)
+    with torch.no_grad(), watch(one) as seen:
+        one(**inputs())
+    assert seen.unseen["layers.0.self_attn"] == "it could not be measured: ZeroDivisionError: division by zero"

@@ -18,6 +18,7 @@ from clearhead.maps import SoftmaxMap
 from clearhead.observe.watching.attended import attention_map, four, last_visible, read_masks
 from clearhead.observe.watching.frames import says_cross
 from clearhead.observe.watching.replacing import replaced
+from clearhead.observe.watching.trying import Unseen, check_values
 
 _KNOWN = ("eager", "sdpa", "flex_attention")
 _OURS = __name__.partition(".")[0]
@@ -92,18 +93,16 @@ class _Wrapped:
         watch = self._watch
         with watch.hidden():
             result = self._attend(*args, **kwargs)
-            call = _Asked.of(self._name, self._attend, args, kwargs)
-            path = watch.path_of(call.module)
-            if watch.frame is None or path is None or not watch.wants(path):
-                return result
-            with watch.looking():
-                cross, why = call.cross(path), call.unseen()
-                A = None if why else call.map(cross)
-                if A is not None and not call.explains(A, call.kept(self._attend, result[0])):
-                    why = f"{self._name} attention of its own kind: not softmax(q · k · scale + mask) v"
-            if why is not None or A is None:
-                watch.cannot_see(path, str(why))
-                return result
+        call = _Asked.of(self._name, self._attend, args, kwargs)
+        path = watch.path_of(call.module)
+        if watch.frame is None or path is None or not watch.wants(path):
+            return result
+        with watch.trying(path):
+            call.check()
+            cross = call.cross(path)
+            A = call.map(cross)
+            if not call.explains(A, call.kept(self._attend, result[0])):
+                raise Unseen(f"{self._name} attention of its own kind: not softmax(q · k · scale + mask) v")
             known = {"sinks": not call.hides_the_first(), "given": (call.q, call.k)}
             watch.record(A, f"transformers {self._name}", cross, path, **known)
             watch.give(path, result[0], lambda x: x.transpose(1, 2))
@@ -149,13 +148,13 @@ class _Asked:
         """Does the module at `path` attend to another sequence?"""
         return bool(getattr(self.module, "is_cross_attention", False)) or says_cross(path)
 
-    def unseen(self) -> str | None:
-        """Why this call cannot be described, or None."""
+    def check(self) -> None:
+        """Raise Unseen where this call cannot be described."""
+        check_values(self.q, self.k, self.v)
         if self.options.get("cache") is not None:
-            return "a paged cache"
+            raise Unseen("a paged cache")
         if not isinstance(self.given, Tensor | None) and self._pairs() > _MOST_PAIRS:
-            return f"a mask known as a function, of {self._pairs():,} pairs"
-        return None
+            raise Unseen(f"a mask known as a function, of {self._pairs():,} pairs")
 
     def hides_the_first(self) -> bool:
         """Is this a step of decoding with a sliding window, in which nothing tells where the sample's first key is?"""
