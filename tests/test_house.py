@@ -10,8 +10,8 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 HOUSE = SRC / "clearhead"
 LEVELS = {
-    **dict.fromkeys(("errors", "writing"), 0),
-    "patterns": 1,
+    "errors": 0,
+    **dict.fromkeys(("patterns", "writing"), 1),
     "kernels": 2,
     "maps": 3,
     **dict.fromkeys(("nn", "picture", "data", "prune", "privacy", "robust"), 4),

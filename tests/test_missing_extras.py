@@ -121,8 +121,7 @@ def test_what_needs_no_extra_works_without(found, command):
 def test_extras_are_those_of_the_package():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     brought = {(_package(one), name) for name, group in project["optional-dependencies"].items() for one in group}
-    indirect = {"pyarrow"}  # which datasets brings
-    assert {(package, name) for package, name in EXTRAS.items() if package not in indirect} <= brought
+    assert set(EXTRAS.items()) <= brought
 
 
 def _package(requirement: str) -> str:

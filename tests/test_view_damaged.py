@@ -96,7 +96,8 @@ def test_good_records_are_no_trouble(run):
     run.metrics.write_text(_lines(GOOD) + '{"step": 4, "train_lo')  # which is being written
     drawn, now = _shown(run)
     assert (now["trouble"], now["short"]) == ("", "step 3")
-    assert drawn == json.loads(json.dumps({**live.drawn(GOOD), "version": drawn["version"], "steps": []}))
+    wanted = json.loads(json.dumps(live.drawn(GOOD)))
+    assert {key: drawn[key] for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(

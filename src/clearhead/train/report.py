@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from clearhead.data import Source
-from clearhead.errors import InputError, check_place
+from clearhead.errors import InputError
 from clearhead.picture import heatmap, training_report
 from clearhead.train.folder import RunFolder
 from clearhead.train.judges import Judge
 from clearhead.train.model import Model
 from clearhead.train.scores import Example, examples, judge_of, table
-from clearhead.writing import write_figure
+from clearhead.writing import check_place, write_figure
 
 SHOWN = 200
 """Predictions looked at."""
