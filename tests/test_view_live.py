@@ -198,7 +198,7 @@ def test_a_run_that_has_ended_and_one_whose_files_are_damaged(browser, run):
         for path in maps:
             path.write_text('{"examples": [{"title": "cut o')
         reader.look("!document.querySelector('#trouble').hidden")
-        assert "is damaged" in reader.page.locator("#trouble").inner_text()
+        assert "1 line is in part no record" in reader.page.locator("#trouble").inner_text()
         reader.look("document.querySelector('#explorer').textContent.includes('is damaged')")
         run.path.rename(run.path.with_name("gone"))
         reader.look("document.querySelector('#status').dataset.state === 'gone'")
