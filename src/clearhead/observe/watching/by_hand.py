@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from clearhead.observe.watching.attended import logits_map
 from clearhead.observe.watching.frames import says_cross
-from clearhead.observe.watching.layouts import Layout, heads_first
+from clearhead.observe.watching.layouts import Layout, Order, order_of
 from clearhead.observe.watching.products import PRODUCTS, Product, operands, product_of
 from clearhead.observe.watching.trying import Unseen, check_values, trying
 
@@ -49,8 +49,8 @@ class Made:
     """The activation or normalisation that it went through."""
     plain: bool = True
     """Were all functions since elementwise?"""
-    heads_first: bool | None = None
-    """Do heads come before samples, as far as its queries tell?"""
+    order: Order | None = None
+    """What its queries tell of samples and heads."""
 
 
 @dataclass(eq=False)
@@ -92,7 +92,7 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.products: Any = WeakIdKeyDictionary()
         self.weights: Any = WeakIdKeyDictionary()
-        self.merged: Any = WeakIdKeyDictionary()  # tensors whose first axis is heads and samples, and which come first
+        self.merged: Any = WeakIdKeyDictionary()  # the order of samples and heads that lie in the first axis
         self.following = False  # is there anything in any
 
 
@@ -162,13 +162,14 @@ class ByHand:
     def _merge(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Reshapes and joins that may put samples and heads in one axis."""
         x = args[0] if args else None
+        heads = heads_of(self._watch.frame.module)
         if isinstance(out, Tensor) and out.dim() == 3:
             if func is torch.cat:
                 axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-                if isinstance(x, list | tuple) and len(x) == heads_of(self._watch.frame.module) and axis == 0:
-                    self._thread.merged[out] = True  # one head after the other
+                if isinstance(x, list | tuple) and axis == 0 and heads in (None, len(x)):
+                    self._thread.merged[out] = Order(len(x), True)  # one head after the other
             elif isinstance(x, Tensor) and x.dim() == 4 and x.shape[2:] == out.shape[1:]:
-                self._thread.merged[out] = heads_first(x, heads_of(self._watch.frame.module))
+                self._thread.merged[out] = order_of(x, heads)
             self._thread.following = self._thread.following or out in self._thread.merged
         if self.following and func is not torch.cat:
             self.follow(func, args, kwargs, out)
@@ -214,17 +215,18 @@ class ByHand:
                 self._watch.frame.path, f"a product, {made.by}, then a product: weights that are no softmax over keys"
             )
         if isinstance(out, Tensor) and not any(self._is_weight(x) for x in given):
-            order = None if product is None else self._order(product)
-            known.products[out] = Made(heads_first=order)
+            known.products[out] = Made(order=self._order(product))
             known.following = True
         elif isinstance(out, Tensor) and made is not None:  # heads that are mixed before the softmax
             known.products[out] = replace(made, plain=False)
 
-    def _order(self, product: Product) -> bool | None:
-        """Do heads come before samples in the queries of a product? None: they do not tell."""
+    def _order(self, product: Product | None) -> Order | None:
+        """What queries and keys tell of the order of samples and heads; None: nothing."""
+        if product is None:
+            return None
         orders = [self._thread.merged.get(x) for x in product.tensors]
         if orders == [None, None] and min(x.dim() for x in product.tensors) == 4:
-            orders = [heads_first(x, None) for x in product.tensors]
+            orders = [order_of(x, heads_of(self._watch.frame.module)) for x in product.tensors]
         return next((order for order in orders if order is not None), None)
 
     def _is_attention(self, given: list[Tensor], product: Product | None) -> bool:
@@ -256,7 +258,7 @@ class ByHand:
             if product is None:
                 raise Unseen("a softmax, then a product whose axes are not understood")
             logits = weights.moved(weights.of.logits)
-            layout = Layout.of(product, x, heads_of(frame.module), weights.of.made.heads_first)
+            layout = Layout.of(product, x, heads_of(frame.module), weights.of.made.order)
             if (why := changed(x, weights, layout)) is not None:
                 raise Unseen(why)
             weights.of.recorded, cross = True, says_cross(frame.path)

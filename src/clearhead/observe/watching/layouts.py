@@ -16,6 +16,14 @@ from clearhead.observe.watching.trying import Unseen
 _UNCLEAR = "a product in which heads cannot be told from queries; an attribute num_heads of its module would tell"
 
 
+@dataclass(frozen=True)
+class Order:
+    """How many heads there are, and whether they come before samples."""
+
+    heads: int
+    first: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """How to bring what has the axes of the weights to (B, H, Nq, Nk), and of the output to (B, H, Nq, Dv)."""
@@ -24,10 +32,9 @@ class Layout:
     values: Callable[[Tensor], Tensor] | None
 
     @classmethod
-    def of(cls, product: Product, weights: Tensor, heads: int | None, first: bool | None) -> "Layout":
-        """The layout of a product of `weights` with values, in a module of as many `heads`, if it says so.
-
-        `first`: do heads come before samples in its queries? None: unknown. Raises Unseen where axes are ambiguous.
+    def of(cls, product: Product, weights: Tensor, heads: int | None, order: Order | None) -> "Layout":
+        """The layout of a product of `weights` with values, in a module of as many `heads`, if it says so, and with
+        queries of that `order`, if they tell. Raises Unseen where axes are ambiguous.
         """
         mine, others = product.sides(weights)
         size = dict(zip(mine, weights.shape, strict=True))
@@ -43,14 +50,15 @@ class Layout:
                 raise Unseen(_UNCLEAR)
             samples, of_heads, queries = shared, [head], [a for a in rows if a != head]
         else:
-            samples, of_heads = _samples_and_heads(shared, size, heads, first)
+            samples, of_heads = _samples_and_heads(shared, size, heads, order)
             queries = rows
-        split = len(shared) == 1 and not of_heads and bool(heads and heads > 1 and size[shared[0]] % heads == 0)
+        together = Order(1, False)  # samples and heads that lie in one axis
+        if len(shared) == 1 and not of_heads:
+            told = order or Order(heads or 1, False)
+            together = told if size[shared[0]] % told.heads == 0 else together
         parts = (samples, of_heads, queries)
-        many = heads if split and heads is not None else 1
-        maps = _arranged(mine, (*parts, summed), many, bool(first))
-        values = _arranged(product.out, (*parts, width), many, bool(first)) if width else None
-        return cls(maps, values)
+        maps = _arranged(mine, (*parts, summed), together)
+        return cls(maps, _arranged(product.out, (*parts, width), together) if width else None)
 
 
 def _head(among: Sequence[Hashable], size: dict[Hashable, int], heads: int | None) -> Hashable | None:
@@ -62,7 +70,7 @@ def _head(among: Sequence[Hashable], size: dict[Hashable, int], heads: int | Non
 
 
 def _samples_and_heads(
-    shared: list[Hashable], size: dict[Hashable, int], heads: int | None, first: bool | None
+    shared: list[Hashable], size: dict[Hashable, int], heads: int | None, order: Order | None
 ) -> tuple[list[Hashable], list[Hashable]]:
     """The shared axes as those of samples and those of heads: the last one, unless there are signs."""
     if len(shared) < 2:
@@ -70,35 +78,39 @@ def _samples_and_heads(
     head = _head(shared, size, heads)
     if head is None and len(shared) == 2:
         lettered = [a for a in shared if a != "b"]
-        head = lettered[0] if len(lettered) == 1 else shared[0] if first else None
+        head = lettered[0] if len(lettered) == 1 else shared[0] if order and order.first else None
     head = shared[-1] if head is None else head
     return [a for a in shared if a != head], [head]
 
 
 def _arranged(
-    letters: Sequence[Hashable], parts: Sequence[Sequence[Hashable]], heads: int, first: bool
+    letters: Sequence[Hashable], parts: Sequence[Sequence[Hashable]], together: Order
 ) -> Callable[[Tensor], Tensor]:
-    """Bring a tensor with those letters to four axes, those of the `parts`; `heads`, if several, lie in the first."""
+    """Bring a tensor with those letters to four axes, those of `parts`; several heads `together` lie in the first."""
     order = [letters.index(a) for part in parts for a in part]
     ends = [sum(len(part) for part in parts[:i]) for i in range(5)]
 
     def arrange(x: Tensor) -> Tensor:
         x = x.permute(order)
         x = x.reshape([math.prod(x.shape[a:b]) for a, b in pairwise(ends)])
-        if heads == 1:
+        if together.heads == 1:
             return x
         x = x.squeeze(1)
-        return x.unflatten(0, (heads, -1)).transpose(0, 1) if first else x.unflatten(0, (-1, heads))
+        if together.first:
+            return x.unflatten(0, (together.heads, -1)).transpose(0, 1)
+        return x.unflatten(0, (-1, together.heads))
 
     return arrange
 
 
-def heads_first(x: Tensor, heads: int | None) -> bool | None:
-    """Do heads come before samples in queries or keys of four axes? None: nothing tells.
+def order_of(x: Tensor, heads: int | None) -> Order:
+    """What the first two axes of queries or keys are, of which there are four.
 
-    Their sizes do, and else their strides: heads lie closer together in what a projection put out.
+    Their sizes tell, and else their strides: heads lie closer together in what a projection put out.
     """
     a, b = x.shape[:2]
     if heads is not None and (a == heads) is not (b == heads):
-        return a == heads
-    return x.stride(0) < x.stride(1) if min(a, b) > 1 else None
+        first = a == heads
+    else:
+        first = min(a, b) > 1 and x.stride(0) < x.stride(1)
+    return Order(a if first else b, first)
