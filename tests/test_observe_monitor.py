@@ -317,6 +317,9 @@ def test_a_record_in_the_middle_that_is_none_is_named_by_its_line(tmp_path, line
         file.go_back(2)
     assert file.path.read_bytes() == content
     assert [record["step"] for record in file.read_good()] == [1, 3]
+    layers = ({"a": {"sink": [0.1, 0.2]}}, {"a": {"sink": [0.1]}, "b": {"sink": [0.5]}})
+    file.path.write_text("".join(json.dumps({"step": 1, "attention": layer}) + "\n" for layer in layers))
+    assert [list(record["attention"]) for record in file.read_good()] == [["a"], ["b"]]
     with pytest.raises(InputError, match="is a directory"):
         RecordFile(tmp_path).read()
 

@@ -7,7 +7,7 @@ import yaml
 
 from clearhead.errors import ConfigError
 from clearhead.nn import Seq2Seq
-from clearhead.train import Config, read_config
+from clearhead.train import Config, read_config, sizes
 from clearhead.train.config import Duration
 from clearhead.train.settings import check, from_yaml, paths, to_yaml
 from clearhead.train.sizes import weights
@@ -222,6 +222,14 @@ def test_what_no_machine_can_hold_is_refused_before_it_is_taken(path, tmp_path):
     file.write_text(f"# a\ntask: seq2seq\n{yaml.safe_dump(nest(path.split('.'), ABSURD[path]))}")
     with pytest.raises(ConfigError, match=rf"x\.yaml:\d: {match}"):
         read_config(str(file))
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
+    monkeypatch.setattr(sizes.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(sizes, "memory", lambda: 2**40)
+    assert read_config("g2p", ["train.devices=2"]).train.devices == 2
+    with pytest.raises(ConfigError, match=r"train\.devices: 3 GPUs are asked for, and this machine has 2: write a"):
+        read_config("g2p", ["train.devices=3"])
 
 
 def test_learned_positions_are_counted():

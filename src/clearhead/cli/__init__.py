@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except streams.ReaderGone:
         status = 0
+    except KeyboardInterrupt:  # while the last lines are written
+        status = 130
     except streams.OutputError as error:
         status = _refuse(str(error))
     sys.exit(status)

@@ -28,6 +28,10 @@ class Problem(NamedTuple):
 
 def too_large(config: Config) -> Problem | None:
     """The key that asks for more than this machine has; None where all could fit."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < config.train.devices:
+        words = f"{config.train.devices:,} GPUs are asked for, and this machine has {gpus}: write a smaller number"
+        return Problem("train.devices", words)
     has = memory()
     for what, needs, keys in _needs(config):
         if needs > has:

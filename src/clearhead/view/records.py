@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import IO, Any
 
-from clearhead.observe.monitoring.lines import read_line
+from clearhead.observe.monitoring.lines import Lines
 
 BLOCK = 2**24
 """Bytes that are read at once; a line that is longer is no record."""
@@ -29,7 +29,7 @@ class Records:
         self.kept: list[dict[str, Any]] = []
         self.bad = self.odd = 0
         self._why, self._first = why, ""
-        self._heads: dict[str, int] = {}
+        self._lines = Lines()
 
     def read(self) -> list[dict[str, Any]]:
         """All that are there now; a last line without its end is still being written."""
@@ -77,12 +77,11 @@ class Records:
                 self._add(line)
 
     def _add(self, line: bytes) -> None:
-        record, left_out = read_line(line)
+        record, left_out = self._lines.read(line)
         if record is None:
             self._note_bad()
             return
         self._line += 1
-        left_out += self._without_other_heads(record)
         if left_out:
             self.odd += 1
             self._first = self._first or f"line {self._line}: {left_out[0]}"
@@ -92,13 +91,3 @@ class Records:
         self._line += 1
         self.bad += 1
         self._first = self._first or f"line {self._line}"
-
-    def _without_other_heads(self, record: dict[str, Any]) -> list[str]:
-        """Leave out layers of another number of heads than before; returns them."""
-        others = []
-        for layer, numbers in list(record.get("attention", {}).items()):
-            heads = next((len(x) for x in numbers.values() if isinstance(x, list)), None)
-            if heads is not None and self._heads.setdefault(layer, heads) != heads:
-                del record["attention"][layer]
-                others.append(f"attention.{layer}")
-        return others

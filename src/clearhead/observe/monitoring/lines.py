@@ -21,18 +21,35 @@ _ALARM = {"rule": str, "layer": str, "event": str, "severity": str, "sentence": 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_line(line: bytes) -> tuple[Record | None, list[str]]:
-    """The record, None where the line holds none, and what of it was left out."""
-    try:
-        record = json.loads(line)
-        if _SURROGATE.search(line):  # half of a character, which no page can hold
-            json.dumps(record, ensure_ascii=False).encode()
-    except (RecursionError, ValueError):
-        return None, []
-    if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < MOST:
-        return None, []
-    left_out: list[str] = []
-    return dict(_kept(record, left_out)), left_out
+class Lines:
+    """Reads one line after the other; of a layer all records have as many heads as its first."""
+
+    def __init__(self) -> None:
+        self._heads: dict[str, int] = {}
+
+    def read(self, line: bytes) -> tuple[Record | None, list[str]]:
+        """The record, None where the line holds none, and what of it was left out."""
+        try:
+            record = json.loads(line)
+            if _SURROGATE.search(line):  # half of a character, which no page can hold
+                json.dumps(record, ensure_ascii=False).encode()
+        except (RecursionError, ValueError):
+            return None, []
+        if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < MOST:
+            return None, []
+        left_out: list[str] = []
+        kept = dict(_kept(record, left_out))
+        return kept, left_out + self._without_other_heads(kept)
+
+    def _without_other_heads(self, record: Record) -> list[str]:
+        """Leave out layers of another number of heads than before; returns them."""
+        others = []
+        for layer, numbers in list(record.get("attention", {}).items()):
+            heads = next((len(x) for x in numbers.values() if isinstance(x, list)), None)
+            if heads is not None and self._heads.setdefault(layer, heads) != heads:
+                del record["attention"][layer]
+                others.append(f"attention.{layer}")
+        return others
 
 
 def _kept(record: Record, left_out: list[str]) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clearhead.errors import InputError
-from clearhead.observe.monitoring.lines import read_line
+from clearhead.observe.monitoring.lines import Lines
 
 
 class RecordFile:
@@ -36,8 +36,9 @@ class RecordFile:
         return records
 
     def read_good(self) -> list[dict[str, Any]]:
-        """What can be read of the records, as for `read_line`."""
-        found = (read_line(line)[0] for line in self._lines())
+        """What can be read of the records, as for `Lines`."""
+        lines = Lines()
+        found = (lines.read(line)[0] for line in self._lines())
         return [record for record in found if record is not None]
 
     def _lines(self) -> list[bytes]:
