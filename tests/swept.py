@@ -269,20 +269,18 @@ def trained(kind: str, checkpointing: bool = False) -> list[str] | None:
     results = []
     for watching in (False, True):
         model = small_models.build(kind, dropping=True).train()
-        if checkpointing:
-            if not model.supports_gradient_checkpointing:
-                return None
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        given = small_models.inputs(model)
-        torch.manual_seed(1)
-        with watch(model, statistics=["entropy"]) if watching else nullcontext() as seen:
-            try:
+        try:
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            given = small_models.inputs(model)
+            torch.manual_seed(1)
+            with watch(model, statistics=["entropy"]) if watching else nullcontext() as seen:
                 out = [x for _, x in tensors(model(**given)) if x.requires_grad]
                 sum(x.float().square().mean() for x in out).backward()
-            except (RuntimeError, ValueError):
-                if watching:
-                    raise
-                return None  # it cannot be trained so, watched or not
+        except (RuntimeError, ValueError):
+            if watching:
+                raise
+            return None  # it cannot be trained so, watched or not
         results.append((out, [p.grad for p in model.parameters()], torch.get_rng_state()))
     (out, grads, state), (out2, grads2, state2) = results
     problems = [] if torch.equal(state, state2) else ["other random numbers are drawn while it is watched"]
