@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -255,6 +256,21 @@ def test_watch_sees_the_same_as_of_eager(model, padding):
             if a is not None:
                 some = rows[:, None].expand(a.shape) if name != "received" else slice(None)
                 torch.testing.assert_close(b[some].double(), a[some].double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("hiding", [-1e4, -1e9, torch.finfo(torch.float32).min, -math.inf])
+@torch.no_grad()
+def test_masks_of_numbers_hide_as_their_weights_say(hiding):
+    model, ids = BY_NAME["bert"].make("eager"), BY_NAME["bert"].inputs(False)["input_ids"]
+    added = torch.zeros(3, 1, 11, 11).masked_fill(~torch.ones(11, 11, dtype=torch.bool).tril(), hiding)
+    added = added - 0.3 * torch.arange(11)
+    want = model(ids, attention_mask=added).last_hidden_state
+    model.set_attn_implementation("clearhead")
+    with ch.watch(model) as seen:
+        got = model(ids, attention_mask=added).last_hidden_state
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for call in seen:
+        assert torch.equal(call.statistics.visible, torch.arange(1, 12).expand(3, 4, 11))
 
 
 @torch.no_grad()

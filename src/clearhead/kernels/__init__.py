@@ -6,13 +6,14 @@ from clearhead.kernels.choose import OUTPUT_ALONE, Explanation, choose, explain,
 from clearhead.kernels.flex import compiled_apart, flex_attend
 from clearhead.kernels.operator import run
 from clearhead.kernels.rows import Rows, logsumexp, softmax_rows
-from clearhead.kernels.score import ByDistance, Score, as_given, without_values, working_dtype
+from clearhead.kernels.score import FAR, ByDistance, Score, as_given, without_values, working_dtype
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
 from clearhead.kernels.tiles import Tile, tiles, whole
 from clearhead.kernels.visible import Visible, cut
 
 __all__ = [
+    "FAR",
     "OUTPUT_ALONE",
     "SMALL",
     "ByDistance",

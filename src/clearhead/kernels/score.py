@@ -7,6 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+FAR = 9000.0
+"""How far below the greatest number of its row one that is added to logits hides a key: a mask, and no bias.
+
+Masks are −1e4, −1e9 or the lowest number of their type. At −9000 a weight is exactly 0 beside any logits that differ by
+less than 8000, and a bias such as ALiBi comes as far only beyond 18,000 tokens.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class ByDistance:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.errors import InputError, extra
+from clearhead.kernels import FAR
 from clearhead.maps import Softmax, attend
 from clearhead.nn.hugging_face.masks import Mask, make_mask
 from clearhead.patterns import causal, everything
@@ -105,8 +106,9 @@ def _seen(given: Tensor | None, n_keys: int) -> dict[str, Any]:
     mask = given[..., :n_keys] if given.dim() == 4 else given[:, None, None, :n_keys]
     if mask.dtype == torch.bool:
         return {"pattern": everything(), "mask": mask}
-    # what hides a key is the least number that there is; a finite one would make a row that sees nothing uniform
-    seen = mask > torch.finfo(mask.dtype).min / 2
+    # a row that sees nothing is zero, where the finite numbers that hide its keys would make it uniform
+    top = mask.amax(-1, keepdim=True).clamp(min=0).float() if n_keys else 0.0
+    seen = mask > top - FAR
     return {"pattern": everything(), "mask": seen, "bias": mask.masked_fill(~seen, 0)}
 
 

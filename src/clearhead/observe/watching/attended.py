@@ -10,20 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clearhead.kernels import Score, Visible
+from clearhead.kernels import FAR, Score, Visible
 from clearhead.maps import AttentionMap, SoftmaxMap
 from clearhead.patterns import causal, everything
 
 Line = Literal["beginnings", "ends"]
 """What lines up where there are fewer queries than keys: PyTorch's `is_causal` means the beginnings."""
-
-
-FAR = 9000.0
-"""How far below the greatest number of its row one that is added to logits hides a key: a mask, and no bias.
-
-Masks are −1e4, −1e9 or the lowest number of their type. At −9000 a weight is exactly 0 beside any logits that differ by
-less than 8000, and a bias such as ALiBi comes as far only beyond 18,000 tokens.
-"""
 
 
 class ForeignMap(SoftmaxMap):
