@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clearhead.errors import InputError
 from clearhead.nn import SelfAttention
-from clearhead.observe.health.remedies import QKClip, StopWithLastGood
+from clearhead.observe.health.remedies import LowerLearningRate, QKClip, StopWithLastGood
 from clearhead.observe.health.rules import Finding
 from clearhead.observe.monitoring.alarms import PATIENCE, Alarms, sentence
 from clearhead.observe.monitoring.digest import digests, merged
@@ -293,6 +293,54 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
     run(second, whole, 13, 30)
     assert again == records
     assert any("alarms" in record for record in records[7:])
+
+
+def test_steps_that_count_themselves_go_on_from_a_checkpoint():
+    model, (x, _) = SelfAttention(16, 2), batch()
+    first, again = (AttentionMonitor(model, every=2) for _ in "ab")
+    for _ in range(5):
+        with first.step():
+            model(x)
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for _ in range(2):
+        with again.step():
+            model(x)
+    assert (first.record["step"], again.record["step"]) == (4, 6)
+    again.load_state_dict({name: kept for name, kept in first.state_dict().items() if name != "next"})  # an older one
+
+
+@pytest.mark.parametrize(("note", "kind"), [(torch.ones(2), r"of shape \(2,\)"), ("high", "a str"), ([1], "a list")])
+def test_what_is_no_number_is_named_and_leaves_nothing_behind(note, kind):
+    model, (x, _) = SelfAttention(16, 2), batch()
+    monitor = AttentionMonitor(model, every=1)
+
+    def step():
+        with monitor.step() as notes:
+            model(x)
+            notes["loss"] = note
+
+    with pytest.raises(InputError, match=f"loss is {kind}; a record of a step takes single numbers"):
+        step()
+    assert not monitor.running
+    assert not torch_module._global_forward_hooks
+
+
+@pytest.mark.parametrize(("before", "after", "refused"), [(0, 1, False), (1, 0, True), (1, 1, False)])
+def test_remedies_that_have_done_something_are_given_again(before, after, refused):
+    first, again = (
+        AttentionMonitor(SelfAttention(16, 2), remedies=[LowerLearningRate() for _ in range(n)])
+        for n in (before, after)
+    )
+    for remedy in first.remedies:
+        remedy.scale = 0.25
+    if refused:
+        with pytest.raises(
+            InputError, match="what 1 remedies have done so far, and this monitor has 0: give it the same"
+        ):
+            again.load_state_dict(first.state_dict())
+    else:
+        again.load_state_dict(first.state_dict())
+        assert [remedy.scale for remedy in again.remedies] == ([0.25] if before else [1.0])
 
 
 def test_records_behind_a_step_are_dropped(tmp_path):

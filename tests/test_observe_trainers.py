@@ -343,6 +343,18 @@ def test_what_a_hugging_face_checkpoint_does_not_say_of_a_monitor(tmp_path, capl
     assert after.monitor.baseline.state_dict() == baseline
 
 
+@pytest.mark.parametrize("lost", [{}, {"log": [].append}])
+def test_a_monitor_that_the_trainer_makes_anew_says_which_options_are_lost(tmp_path, caplog, lost):
+    hugging_face(tmp_path, HuggingFaceAttentionMonitor(every=2, rows=5, **lost), steps=4)
+    with caplog.at_level("WARNING", "clearhead.observe"):
+        resume = {"resume": str(tmp_path / "checkpoint-4"), "restore_callback_states_from_checkpoint": True}
+        hugging_face(tmp_path, HuggingFaceAttentionMonitor(every=1), steps=7, **resume)
+    said = [record.message for record in caplog.records if "made the monitor anew" in record.message]
+    assert len(said) == len(lost)
+    assert all("without its options log: leave it off" in line for line in said)
+    assert [record["step"] for record in records(tmp_path)] == ([6] if lost else [1, 2, 4, 6])
+
+
 class Small(nn.Module):
     """What the Trainer can train, and the compiler compiles in a second."""
 

@@ -255,7 +255,7 @@ class AttentionMonitor:
         """For a checkpoint: lists, numbers and strings alone."""
         remedies = [remedy.state_dict() if hasattr(remedy, "state_dict") else None for remedy in self.remedies]
         kept = {"baseline": self.baseline.state_dict(), "alarms": self.alarms.state_dict()}
-        return {**kept, "remedies": remedies}
+        return {**kept, "remedies": remedies, "next": self._next}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, with the same remedies."""
@@ -267,6 +267,7 @@ class AttentionMonitor:
             )
         self.baseline.load_state_dict(state["baseline"])
         self.alarms.load_state_dict(state["alarms"])
+        self._next = state.get("next", self._next)
         for remedy, kept in zip(self.remedies, remedies, strict=False):
             if kept is not None:
                 remedy.load_state_dict(kept)  # type: ignore[attr-defined]
@@ -314,7 +315,17 @@ def _norms(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
 
 
 def _plain(numbers: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(x.detach()) if isinstance(x, Tensor) else float(x) for name, x in numbers.items()}
+    """Numbers of any kind as Python's. Raises InputError for what is no single number."""
+    found = {}
+    for name, x in numbers.items():
+        try:
+            found[name] = float(x.detach()) if isinstance(x, Tensor) else float(x)
+        except (TypeError, ValueError, RuntimeError):
+            kind = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise InputError(
+                f"{name} is {kind}; a record of a step takes single numbers, such as loss.mean()"
+            ) from None
+    return found
 
 
 def means(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
