@@ -1,13 +1,12 @@
 """Commands about people's own files."""
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from clearhead.cli.options import AsJson
+from clearhead.cli.options import AsJson, json_line
 
 data = typer.Typer(help="Look at your own files before you train on them.", no_args_is_help=False)
 
@@ -36,7 +35,7 @@ def check(
 
     found = survey(files, settings or [])
     if as_json:
-        yield json.dumps([one.record() for one in found], ensure_ascii=False)
+        yield json_line([one.record() for one in found])
     else:
         for one in found:
             yield from _lines(one, sys.stdout.isatty())

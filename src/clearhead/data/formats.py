@@ -89,8 +89,8 @@ def _tsv(file: str, columns: Columns) -> Iterator[Block]:
         if form is None:
             form = _layout(file, texts[0].split("\t"), "tabs", columns, problems)
             skipped = int(form.header)
-        cells = [text.split("\t") for text in texts[skipped:]]
-        yield _of_cells(file, form, range(first + skipped, first + len(texts)), cells, problems)
+        where = range(first + skipped, first + len(texts))
+        yield _of_cells(file, form, where, [text.split("\t") for text in texts[skipped:]], problems)
 
 
 def _csv(file: str, columns: Columns) -> Iterator[Block]:

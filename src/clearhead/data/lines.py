@@ -10,7 +10,8 @@ from typing import IO, NamedTuple
 
 from clearhead.errors import DataError
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
+"""Bytes read at once: more keep so many objects alive that the collector of garbage takes as long as the work."""
 _LONGEST = 1 << 28
 """Bytes of a line. A longer one is no text, and would fill the memory."""
 _FOREIGN = {
