@@ -302,7 +302,7 @@ def test_what_is_asked_of_a_run_whatever_is_in_its_folder(run, tmp_path):
         file.write(b', "seconds": 60}\n\xff\n')
     assert told(begun, "/api/version")["words"] == "The run goes on: step 2, 25%, about 3 min left."
     assert told(begun, "/api/run")["steps"] == []
-    assert "1 line cannot be read" in told(begun, "/api/version")["trouble"]
+    assert "1 line is no record; the first is line 2" in told(begun, "/api/version")["trouble"]
     os.utime(tmp_path / "metrics.jsonl", (0, time.time() - 600))
     assert "nothing new for 10 min" in told(begun, "/api/version")["words"]
 
