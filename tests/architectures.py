@@ -107,11 +107,6 @@ BOTH = listed("""
 """)
 """Some of their attention is Clearhead's; the rest is written by hand, or is torch's."""
 
-# what is wrong
-
-OPEN: list[str] = []
-"""Something attends that is neither seen nor listed."""
-
 # head importance
 
 NO_SCORES = [

@@ -147,6 +147,10 @@ def shrunk(config: Any) -> dict[str, Any]:
             found[key] = rule
         elif key in ("mask_time_prob", "mask_feature_prob"):  # SpecAugment, which wants long sounds
             found[key] = 0.0
+        elif key in ("attn_logit_softcapping", "attn_logit_softcap") and value:  # so low that it matters
+            found[key] = 2.0
+        elif key == "query_pre_attn_scalar":
+            found[key] = HEAD
         elif key == "head_dim" and value is None:
             found[key] = HEAD
     _layers(own, found)

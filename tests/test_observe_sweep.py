@@ -16,7 +16,6 @@ from swept import Report, scored, swept, trained
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_thread", "quiet")]
 NOT_RUN = {kind: reason for reason, kinds in known.NOT_RUN.items() for kind in kinds}
 RUN = [kind for kind in small_models.kinds() if kind not in NOT_RUN]
-CASES = [pytest.param(kind, marks=[pytest.mark.xfail(strict=True)] if kind in known.OPEN else []) for kind in RUN]
 FEW = ["bert", "llama", "t5", "vit", "big_bird", "hrm_text", "clip"]
 LONG = RUN if TRIALS else FEW
 
@@ -55,20 +54,20 @@ def hold(report: Report) -> None:
     assert report.clearhead == attends(report.kind)
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", RUN)
 def test_what_is_seen_is_what_ran(kind):
     hold(swept(kind))
 
 
 @pytest.mark.trial
-@pytest.mark.parametrize("kind", [kind for kind in LONG if kind not in known.OPEN])
+@pytest.mark.parametrize("kind", LONG)
 def test_every_way_to_attend_is_seen(kind):
     hold(swept(kind, every_way=True))
 
 
 @pytest.mark.trial
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
-@pytest.mark.parametrize("kind", [kind for kind in LONG if kind not in known.OPEN + known.RANDOM])
+@pytest.mark.parametrize("kind", [kind for kind in LONG if kind not in known.RANDOM])
 def test_a_watched_step_of_training_is_the_unwatched_one(kind, checkpointing):
     assert not trained(kind, checkpointing)
 
