@@ -149,9 +149,7 @@ def shrunk(config: Any) -> dict[str, Any]:
             found[key] = 0.0
         elif key in ("attn_logit_softcapping", "attn_logit_softcap") and value:  # so low that it matters
             found[key] = 2.0
-        elif key == "query_pre_attn_scalar":
-            found[key] = HEAD
-        elif key == "head_dim" and value is None:
+        elif key == "query_pre_attn_scalar" or (key == "head_dim" and value is None):
             found[key] = HEAD
     _layers(own, found)
     _rope(config, own, found)
