@@ -282,6 +282,16 @@ def test_weights_that_were_changed_are_unseen_also_in_training(name, dropped):
     assert "Told" in seen.unseen
 
 
+@pytest.mark.parametrize("name", ["talking heads, einsum", "squared", "sharpened", "transposed"])
+def test_weights_of_many_rows_that_were_changed_are_unseen(name):
+    """Of which some are looked at."""
+    torch.manual_seed(0)
+    x, model = torch.randn(2, 90, E), Told(lambda q, k, v: times(OTHERS[name](plain(q, k).softmax(-1)), v))
+    assert "Told" in watched(model, x).unseen
+    model = Told(matmul)
+    check(watched(model, x), model, x)
+
+
 def test_a_hard_mask_after_dropout_is_no_dropout():
     def attend(q, k, v):
         w = F.dropout(plain(q, k).softmax(-1), 0.1)

@@ -207,7 +207,10 @@ def test_one_vocabulary_for_both_sides(folder):
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (["model.share_embeddings=true"], "model.share_embeddings: needs one vocabulary: set data.tokenizer.joint=true"),
+        (
+            ["model.share_embeddings=true"],
+            "model.share_embeddings: needs one vocabulary: set data.tokenizer.joint=true",
+        ),
         (["data.tokenizer.joint=true", "data.source_tokenizer=words"], "a joint tokenizer has no sides"),
         (["data.tokenizer.joint=true", "data.lowercase=true"], "lowercase must be false"),
         (["data.train=a,b,c"], "one file of pairs is needed, or two parallel files with a comma between"),

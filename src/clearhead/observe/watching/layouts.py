@@ -28,6 +28,8 @@ class Order:
 class Layout:
     """How to bring what has the axes of the weights to (B, H, Nq, Nk), and of the output to (B, H, Nq, Dv)."""
 
+    keys: int
+    """Which axis of the weights the product sums over."""
     maps: Callable[[Tensor], Tensor]
     values: Callable[[Tensor], Tensor] | None
 
@@ -58,7 +60,7 @@ class Layout:
             together = told if size[shared[0]] % told.heads == 0 else together
         parts = (samples, of_heads, queries)
         maps = _arranged(mine, (*parts, summed), together)
-        return cls(maps, _arranged(product.out, (*parts, width), together) if width else None)
+        return cls(mine.index(summed[0]), maps, _arranged(product.out, (*parts, width), together) if width else None)
 
 
 def _head(among: Sequence[Hashable], size: dict[Hashable, int], heads: int | None) -> Hashable | None:
