@@ -253,7 +253,7 @@ def on_threads(number):
 
 
 def same(what, got, want, dtype, terms=1):
-    """Equal up to the rounding of `dtype`, of sums of so many terms."""
+    """Equal up to the rounding of `dtype`, of sums of a number of terms."""
     got, want = got.detach().double(), want.detach().double()
     assert got.shape == want.shape, what
     assert torch.equal(got.isnan(), want.isnan()), what

@@ -43,7 +43,7 @@ def one_thread():
 
 
 CONDITIONS = {"usual": (0, 1), "late answers": (300, 1), "slow processor": (0, 6)}
-"""In which pages are tested: answers late by at most so many ms, and scripts that run so many times slower."""
+"""Conditions in which pages are tested: the latest answer in ms, and the factor by which scripts are slower."""
 
 LATE = """{ const ask = fetch; window.fetch = async (...what) => {
   await new Promise((resolve) => setTimeout(resolve, %d * Math.random()));

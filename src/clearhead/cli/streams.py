@@ -38,7 +38,7 @@ def prepare() -> None:
 def _open_closed() -> None:
     """Open what was closed, or the next file that is opened gets its number, and what is printed.
 
-    It is opened the wrong way round: whoever reads or writes hears that there is nothing.
+    It is opened the wrong way round, so that every read or write fails.
     """
     for number, way in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:

@@ -28,7 +28,7 @@ def check_lengths(
 
 
 def too_long(text: str, length: int, limit: int) -> str:
-    """What is said of a text of so many tokens."""
+    """Return the message about a text of this number of tokens."""
     shown = text if len(text) <= 24 else text[:21] + "..."
     return f"{shown!r} has {length} tokens, the model reads {limit}: shorten or truncate it"
 

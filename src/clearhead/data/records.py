@@ -41,7 +41,7 @@ class Records:
                     where.append(line)
             except StopIteration:
                 self.ended = True
-            except (csv.Error, _TooLong) as error:  # what follows cannot be told apart any more
+            except (csv.Error, _TooLong) as error:  # where the next record begins is unknown
                 self.problems.append(self._misread(error, reader.line_num))
                 self.ended = True
         return where, cells

@@ -49,7 +49,7 @@ class SourceTexts:
                 yield from self._of_file(file)
 
     def blocks(self, most: int) -> Iterator[Asked]:
-        """All in order, at most so many at a time; of what arrives, what is there."""
+        """Yield all texts in order, up to `most` at a time; from a pipe, those that have arrived."""
         yield from in_blocks(self.texts, most)
         for file in self.files:
             for block in _arriving(file) if _arrives(file) else self._of_file(file):

@@ -44,7 +44,7 @@ class Page:
         check_place(path)
 
     def check_count(self, count: int, tokens: int) -> None:
-        """Raise InputError where so many weights are too many: asked before they are computed, as far as is known."""
+        """Raise InputError if a page cannot hold this number of weights; called as soon as it is known."""
         if count > LIMIT:
             raise InputError(
                 f"{count:,} weights of {tokens:,} tokens are too many for one page, which holds {LIMIT:,}: shorten the "

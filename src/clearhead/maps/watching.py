@@ -46,7 +46,7 @@ def applying(map: Any) -> Iterator[None]:
 
 @contextmanager
 def unobserved() -> Iterator[None]:
-    """A block of this thread whose maps no observer is told of: an observer's own, or part of one that was told."""
+    """A block of this thread whose maps no observer sees: an observer's own, or parts of a map already seen."""
     outer, _thread.applying = is_applying(), True
     try:
         yield
@@ -55,7 +55,7 @@ def unobserved() -> Iterator[None]:
 
 
 def applied(map: Any, output: Any) -> None:
-    """Hand the output of `map` to whoever asked for outputs."""
+    """Hand the output of `map` to the observers of outputs."""
     for receiver in [*_receivers]:
         receiver(map, output)
 

@@ -59,7 +59,7 @@ def _paths(source: Source) -> list[tuple[Split, str]]:
 def _started_with(run: RunFolder, source: Source) -> tuple[list[File], str | None]:
     """The files, and the folder in which the run was started.
 
-    They are found by their order: the configuration may have been told where they are now.
+    They are matched by their order: the paths in the configuration may have been corrected since.
     """
     if not run.data.exists():
         return [], None

@@ -87,9 +87,9 @@ class Model:
     ) -> Iterator[tuple[str, list[Prediction]]]:
         """Each text with its `n_best` predictions, in their order, in memory that does not grow with their number.
 
-        unfamiliar: is told what training never saw, once. refused: is told of each text that arrives, such as through a
-        pipe, and cannot be read; its predictions are none, and others go on. Any other text that cannot be read raises
-        DataError, those of files before anything is predicted. Other arguments are as for `predict`.
+        unfamiliar: called once with what training never saw. refused: called for each text that arrives, such as
+        through a pipe, and cannot be read; it has no predictions, and others go on. Any other text that cannot be read
+        raises DataError, those of files before anything is predicted. Other arguments are as for `predict`.
         """
         beam = self._beam(beam, n_best)
         if isinstance(texts, SourceTexts):

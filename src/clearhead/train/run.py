@@ -260,7 +260,7 @@ class _quiet(warnings.catch_warnings):
         super().__exit__(*exception)
 
     def _heard(self, ended: Any) -> None:
-        """Leave out a full disk, which the next who writes is told too."""
+        """Ignore a full disk: the next write fails by it too."""
         if not (isinstance(ended.exc_value, OSError) and ended.exc_value.errno in FULL):
             self._hook(ended)
 

@@ -47,7 +47,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a model on a whole split of the data it was trained on, as its configuration's `score` says.
 
-    split: None is the test split, or where there is none that of validation. say: gets a line for each file of it that
+    split: None is the test split, or validation if there is no test split. say: gets a line for each file of it that
     has changed since the run was started (None: standard error). Beside the figures stand the `split` and the `beam`.
     Raises DataError, naming all of them, for files that are gone.
     """

@@ -53,7 +53,7 @@ def of_weights(network: Network, source: int, target: int) -> str | None:
 
 
 def of_beam(beam: int, vocabulary: int) -> str | None:
-    """What is to be said where the scores of so many hypotheses do not fit; or None."""
+    """Return a message if the scores of this number of hypotheses do not fit into memory, else None."""
     return beyond(_FLOAT * beam * vocabulary, "its scores")
 
 

@@ -1,4 +1,4 @@
-"""Norms of gradients are those before clipping: a monitor asks to be told before torch clips any.
+"""Norms of gradients are those before clipping: a monitor is called before torch clips any.
 
 Lightning says when; Hugging Face's Trainer and plain loops call `torch.nn.utils`, often by a name of their own.
 """

@@ -64,7 +64,7 @@ class Frame:
 _active: "list[Frames]" = []
 """Those between `start` and `end`, of all threads."""
 
-UNCLEAR = "it ran in a thread that watches nothing, while several threads watch: whose it is cannot be told"
+UNCLEAR = "it ran in a thread that watches nothing while several threads watch: which watch it belongs to is unknown"
 
 
 class Frames:

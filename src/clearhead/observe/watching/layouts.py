@@ -13,7 +13,7 @@ from torch import Tensor
 from clearhead.observe.watching.products import Product
 from clearhead.observe.watching.trying import Unseen
 
-_UNCLEAR = "a product in which heads cannot be told from queries; an attribute num_heads of its module would tell"
+_UNCLEAR = "a product whose heads and queries cannot be told apart; give its module an attribute num_heads"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def _einsum(equation: str, tensors: list[Tensor]) -> Product | None:
 
 
 def _letters(term: str, axes: int) -> Letters:
-    """Those of a term for so many axes; of an ellipsis they are counted from its end."""
+    """Return the letters of a term for a number of axes; those of an ellipsis are counted from its end."""
     before, dots, after = term.partition("...")
     hidden = axes - len(before) - len(after) if dots else 0
     return (*before, *(("batch", i) for i in range(hidden, 0, -1)), *after)
