@@ -355,6 +355,14 @@ def test_records_behind_a_step_are_dropped(tmp_path):
     RecordFile(tmp_path / "none.jsonl").go_back(3)
 
 
+@pytest.mark.parametrize(("end", "kept"), [("", [1, 2]), ('\n{"step": 3, "lo', [1, 2]), ("\n", [1, 2])])
+def test_what_a_full_disk_cut_off_stays_out_of_the_records(tmp_path, end, kept):
+    file = RecordFile(tmp_path / "metrics.jsonl")
+    file.path.write_text('{"step": 1}\n{"step": 2}' + end)
+    file({"step": 4})
+    assert [record["step"] for record in file.read()] == [*kept, 4]
+
+
 @pytest.mark.parametrize("line", ["", "[]", '{"step": "3"}', "[" * 9999, '{"loss": 1}', "\udcff"])
 def test_a_record_in_the_middle_that_is_none_is_named_by_its_line(tmp_path, line):
     """What stands after it would otherwise be lost when training goes on."""

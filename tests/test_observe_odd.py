@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import clearhead as ch
-from clearhead.errors import ShapeError
+from clearhead.errors import InputError, ShapeError
 from clearhead.observe import watch
 
 E, H, D, N = 24, 4, 6, 5
@@ -222,3 +222,9 @@ def test_our_own_attention_of_tensors_without_values_has_its_shape(kind, n):
             assert (out.shape, out.device) == (q.shape, q.device)
         layer = ch.nn.SelfAttention(E, H)
         assert layer(torch.empty(2, n, E)).shape == (2, n, E)
+
+
+def test_messages_are_the_same_on_the_meta_device():
+    q, k = torch.empty(1, 2, 8, 4, device="meta"), torch.empty(1, 2, 8, 4, device="meta", dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=r"q is torch\.float32 and k is torch\.bfloat16"):
+        ch.attend(q, k, k)

@@ -6,7 +6,7 @@ from clearhead.kernels.choose import OUTPUT_ALONE, Explanation, choose, explain,
 from clearhead.kernels.flex import compiled_apart, flex_attend
 from clearhead.kernels.operator import run
 from clearhead.kernels.rows import Rows, logsumexp, softmax_rows
-from clearhead.kernels.score import FAR, ByDistance, Score, as_given, without_values, working_dtype
+from clearhead.kernels.score import FAR, ByDistance, Score, as_given, autocast, without_values, working_dtype
 from clearhead.kernels.statistics import Statistics
 from clearhead.kernels.stream import Task
 from clearhead.kernels.tiles import Tile, tiles, whole
@@ -27,6 +27,7 @@ __all__ = [
     "Visible",
     "absent",
     "as_given",
+    "autocast",
     "choose",
     "cleaned",
     "compiled_apart",

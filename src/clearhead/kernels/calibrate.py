@@ -19,6 +19,7 @@ from clearhead.kernels.score import Score
 from clearhead.kernels.stream import Task
 from clearhead.kernels.visible import Visible
 from clearhead.patterns import Pattern, causal, documents, everything, window
+from clearhead.writing import write_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TRIALS = {
@@ -93,9 +94,7 @@ def _write(device: str, rows: Sequence[Measured]) -> None:
     file: Path = rates_file()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = file.with_suffix(".new")
-        made.write_text(json.dumps({"machine": machine(), "rates": {**known, device: classes}}, indent=1) + "\n")
-        made.replace(file)
+        write_text(file, json.dumps({"machine": machine(), "rates": {**known, device: classes}}, indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{file} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder of yours"

@@ -108,12 +108,14 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def autocast(kind: str) -> bool:
+    """Return whether autocast is on for a kind of device; it knows no meta device."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def as_given(device: torch.device) -> AbstractContextManager[None]:
     """A block in which products are taken in their tensors' own dtype, whatever autocast surrounds it."""
-    kind = device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast knows no meta device
-        return _NOTHING
-    return torch.autocast(kind, enabled=False)
+    return torch.autocast(device.type, enabled=False) if autocast(device.type) else _NOTHING
 
 
 _NOTHING = nullcontext()

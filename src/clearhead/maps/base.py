@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool1d
 from torch.utils.checkpoint import checkpoint
 
 from clearhead.errors import InputError, ShapeError
-from clearhead.kernels import Statistics, as_given
+from clearhead.kernels import Statistics, as_given, autocast
 from clearhead.maps.watching import applied, applying, observed
 
 Rows = int | Sequence[int] | range | Tensor
@@ -281,7 +281,7 @@ def with_axes(x: Tensor) -> Tensor:
 def autocasted(*given: Tensor) -> tuple[Tensor, ...]:
     """Tensors of one device in the dtype that an enclosing autocast asks for, as it gives them to fused attention."""
     kind = "cpu" if given[0].is_cpu else given[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
+    if not autocast(kind):
         return given
     return tuple(x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(kind)) for x in given)
 

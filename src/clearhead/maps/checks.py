@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError, ShapeError
-from clearhead.kernels import ByDistance, Visible, working_dtype
+from clearhead.kernels import ByDistance, Visible, autocast, working_dtype
 from clearhead.maps.biases import DistanceBias
 from clearhead.patterns import Pattern
 
@@ -40,7 +40,7 @@ def _check_each(q: Tensor, k: Tensor) -> None:
             raise ShapeError(f"{name} has shape {tuple(x.shape)}; expected {' or '.join(_LAYOUTS.values())}")
     if q.dim() != k.dim():
         raise ShapeError(f"q has {q.dim()} axes and k has {k.dim()}; give both {_LAYOUTS[q.dim()]}")
-    if q.dtype != k.dtype and not torch.is_autocast_enabled(q.device.type):
+    if q.dtype != k.dtype and not autocast(q.device.type):
         raise InputError(f"q is {q.dtype} and k is {k.dtype}; write k.to(q.dtype) or q.to(k.dtype)")
     if q.device != k.device:
         raise InputError(f"q is on {q.device} and k is on {k.device}; write k.to(q.device)")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy
 
-from clearhead.kernels.score import as_given, traced
+from clearhead.kernels.score import as_given, autocast, traced
 
 _ROOM = 1 << 21
 """Logits held at a time: few enough for the cache."""
@@ -35,7 +35,7 @@ def linear_cross_entropy(
         return cross_entropy(logits.float(), labels, ignore_index=ignore, label_smoothing=smoothing, reduction="sum")
     rows = (labels != ignore).nonzero().squeeze(1)
     hidden, labels = hidden[rows], labels[rows]
-    if torch.is_autocast_enabled(hidden.device.type):
+    if autocast(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     return _LinearCrossEntropy.apply(hidden, weight, labels, smoothing)
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clearhead.errors import InputError
 from clearhead.observe.monitoring.lines import Lines
@@ -18,8 +18,9 @@ class RecordFile:
     def __call__(self, record: dict[str, Any]) -> None:
         """Append a record."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        with open(self.path, "ab+") as file:
+            _end(file)
+            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All records; a last line that a kill cut off is left out.
@@ -57,6 +58,21 @@ class RecordFile:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(temporary, self.path)
+
+
+def _end(file: IO[bytes]) -> None:
+    """End the last line, or cut it off if a kill or a full disk left a part of a record."""
+    if not (size := file.seek(0, os.SEEK_END)):
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    whole, newline, last = file.read().rpartition(b"\n")
+    if _record(last) is None:
+        file.truncate(len(whole + newline))
+    else:
+        file.write(b"\n")
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
