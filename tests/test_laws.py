@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clearhead as ch
+from peak import Peak
 from reference import Problem, statistics
 
 IDS = [0] * 6 + [3] * 1 + [-1] * 2 + [1] * 9 + [3] * 4 + [2] * 22
@@ -498,7 +499,7 @@ def test_fused_statistics_are_those_of_sampled_rows():
 
 def test_long_inputs_never_hold_the_matrix():
     n, width = 6_000, 8
-    tracker = _Peak()
+    tracker = Peak()
     q, k, v = (torch.randn(1, 1, n, width, requires_grad=True) for _ in range(3))
     A = ch.Softmax(ch.causal() & ch.window(64))(q, k, lengths=torch.tensor([n - 10]))
     with tracker:
@@ -508,19 +509,6 @@ def test_long_inputs_never_hold_the_matrix():
         A.top(2)
         A.pool(8, 8)
     assert tracker.largest < n * n / 10
-
-
-class _Peak(torch.utils._python_dispatch.TorchDispatchMode):
-    """The largest tensor, in elements, that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, torch.Tensor) and x.numel():
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
-        return out
 
 
 # dropout: the weights that are kept are the same in both passes

@@ -1,29 +1,14 @@
 """Long inputs: nothing that reads maps holds a matrix."""
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
 import clearhead as ch
 from calls_made import random
 from clearhead.observe.calls import Call
 from clearhead.observe.numbers.pairs import top_pairs, top_received
 from clearhead.observe.numbers.rollout import rollout
 from clearhead.observe.numbers.similarity import similarity
+from peak import Peak
 
 N = 3_000
-
-
-class Peak(TorchDispatchMode):
-    """The largest tensor, in elements, that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, torch.Tensor) and x.numel():
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
-        return out
 
 
 def test_pairs_rollout_and_similarity_hold_no_matrix():
