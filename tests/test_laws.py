@@ -325,6 +325,7 @@ def holds_anything(problem, queries, keys):
                 results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
                 told, stats = A.apply(v, statistics=True)
                 results[-1] += (told, A.weights(), A.received(), A.top(2)[0])
+                results[-1] += (A.T @ spoilt(torch.ones_like(out[..., :1]).detach(), queries, value),)
                 results[-1] += tuple(x.statistics().entropy.nan_to_num(-1) for x in (A, A.detach()))
                 results[-1] += (stats.entropy.nan_to_num(-1), A.detach().received())
             for other in results[1:]:
@@ -357,6 +358,18 @@ def test_what_a_mask_hides_from_all_may_hold_anything(problem, seed):
     mask = problem.call.get("mask", torch.ones(1, 1, dtype=torch.bool))
     problem.call["mask"] = mask & ~hidden
     holds_anything(problem, queries, keys)
+
+
+@given(problems(dtypes=(torch.float32, torch.bfloat16)), st.integers(0, 2**31))
+def test_what_a_bias_hides_from_all_may_hold_anything(problem, seed):
+    """Keys whose bias is -inf, as padding is often given: for all queries of the heads they serve."""
+    generator = torch.Generator().manual_seed(seed)
+    (b, h, _, _), (kv, nk) = problem.q.shape, problem.k.shape[1:3]
+    keys = torch.rand(b, kv if seed % 2 else 1, nk, generator=generator) < 0.3
+    bias = torch.randn(b, h if seed % 2 else 1, 1, nk, generator=generator)
+    hidden = keys.repeat_interleave(h // kv if seed % 2 else 1, 1)[:, :, None]
+    problem.by, problem.bias = None, bias.masked_fill(hidden, -math.inf).to(problem.q.dtype)
+    holds_anything(problem, None, keys)
 
 
 @given(problems(dtypes=(torch.float32, torch.bfloat16), padding=False), st.booleans())

@@ -1,13 +1,17 @@
 """Tokens that take no part in a call, where anything may stand, NaN included.
 
-They are padding, what the mask hides from all (a key that no query sees, a query that sees none), and what documents
-leave out. Shapes: B samples, H heads, Hkv key heads, N tokens; a size of 1 broadcasts.
+They are padding, what the mask hides from all (a key that no query sees, a query that sees none), keys whose bias is
+-inf for all queries, and what documents leave out. Shapes: B samples, H heads, Hkv key heads, N tokens; a size of 1
+broadcasts.
 """
+
+import math
 
 import torch
 from torch import Tensor
 
 from clearhead.kernels.kept import Kept
+from clearhead.kernels.score import Score
 from clearhead.kernels.shared import numbers, shares
 from clearhead.kernels.visible import Visible
 
@@ -15,10 +19,10 @@ Sides = tuple[Tensor | None, Tensor | None]
 """Of queries and of keys, which are meant; None: none."""
 
 
-def absent(see: Visible, k: Tensor) -> Sides:
+def absent(see: Visible, score: Score, k: Tensor) -> Sides:
     """Which queries (B, H, N, 1) and which keys of `k` (B, Hkv, N, 1) take no part; None: all do."""
     queries, keys = see.padding()
-    for left_out in (_masked(see, k), _left_out(see, k)):
+    for left_out in (_masked(see, k), _biased(score, k), _left_out(see, k)):
         if left_out is not None:
             queries, keys = (_either(x, more) for x, more in zip((queries, keys), left_out, strict=True))
     return queries, keys
@@ -30,6 +34,14 @@ def _masked(see: Visible, k: Tensor) -> Sides | None:
         return None
     seen = see.mask.view(torch.uint8) if shares(see.device) else see.mask  # the greatest byte is found 30 times as fast
     return _hidden(seen.amax(-1)), _hidden(_of_key_heads(seen.amax(-2), k.shape[1]))
+
+
+def _biased(score: Score, k: Tensor) -> Sides | None:
+    """The keys that a bias hides which is the same for all queries, as padding is often given."""
+    bias = score.bias
+    if not isinstance(bias, Tensor) or bias.shape[2] > 1 or not bias.numel():
+        return None
+    return None, _hidden(_of_key_heads(bias.detach()[:, :, 0] != -math.inf, k.shape[1]))
 
 
 def _left_out(see: Visible, k: Tensor) -> Sides | None:

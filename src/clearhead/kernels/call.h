@@ -70,7 +70,8 @@ static Call call_of(const Call *c, const Part *p) {
 static int prepare(const Call *c, int b, int h, int r, int first, float *x, int n) {
     if (c->bias.at) {
         const float *bias = (const float *)at(&c->bias, b, h, r, 4) + first;
-        for (int j = 0; j < n; j++) x[j] += bias[j];
+        /* a key whose bias is -inf is not seen, whatever stands there */
+        for (int j = 0; j < n; j++) x[j] = bias[j] == -INFINITY ? -INFINITY : x[j] + bias[j];
     }
     int here = 0, behind = n;
     if (c->spans.at) {

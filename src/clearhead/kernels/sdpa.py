@@ -29,11 +29,11 @@ def cuts() -> Cuts:
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Visible, score: Score, dropout: float = 0.0) -> Tensor:
     """The output alone. What takes no part may hold anything: it is cut off where no sample has tokens, else set to
     zero."""
-    if visible.unpadded and visible.mask is None and not visible.pattern.tensors():
+    if visible.unpadded and visible.mask is None and score.bias is None and not visible.pattern.tensors():
         return _attended(q, k, v, visible, score, dropout)
     see, n_queries = visible.shortened() if score.bias is None else visible, visible.n_queries
     q, k, v = _first(q, see.n_queries), _first(k, see.n_keys), _first(v, see.n_keys)
-    queries, keys = absent(see, k)
+    queries, keys = absent(see, score, k)
     k, v = cleaned(k, keys), cleaned(v, keys)
     if q.requires_grad or k.requires_grad or v.requires_grad:  # what stands there would come back as a gradient
         q = cleaned(q, queries)

@@ -202,10 +202,14 @@ class AttentionMap(ABC):
         if full.shape[:3] != (b, h, n_queries):
             raise ShapeError(f"y has shape {tuple(y.shape)}; expected {n_queries} queries, {b} samples and {h} heads")
         total = torch.zeros(b, h, n_keys, full.shape[-1], dtype=self._wide, device=self.device)
-        full = full.to(self._wide)
+        full = self._taking_part(full.to(self._wide))
         for strip, part in self._visit(lambda s: _transposed(s, full)):
             total[strip.b, strip.h, strip.keys] += part
         return self._dropped(total.to(y.dtype))
+
+    def _taking_part(self, y: Tensor) -> Tensor:
+        """`y` (B, H, Nq, Dy) with zeros in rows that take no part, where anything may stand."""
+        return y
 
     def _visit(self, function: Callable[[Strip], Any]) -> Iterator[tuple[Strip, Any]]:
         """`function` of every strip; under autograd its weights are formed again in the backward pass."""

@@ -77,8 +77,11 @@ class SoftmaxMap(AttentionMap):
         """Queries and keys without those that take no part; each use has an autograd graph of its own."""
         if not (torch.is_grad_enabled() and (self._q.requires_grad or self._k.requires_grad)):
             return self._q, self._k  # their logits are overwritten; only gradients would carry NaN out of them
-        queries, keys = absent(self.visible, self._k)
+        queries, keys = absent(self.visible, self._score, self._k)
         return cleaned(self._q, queries), cleaned(self._k, keys)
+
+    def _taking_part(self, y: Tensor) -> Tensor:
+        return cleaned(y, absent(self.visible, self._score, self._k)[0])
 
     def explain(self, v_dim: int | None = None, dropout: float = 0.0, statistics: bool = False) -> Explanation:
         """Which kernel computes this map's product with values of width `v_dim`, and why not each other one."""
@@ -102,7 +105,7 @@ class SoftmaxMap(AttentionMap):
         kernel = choose(self._call(v.shape[-1], dropout, statistics, v.requires_grad))
         if kernel in OUTPUT_ALONE:
             return OUTPUT_ALONE[kernel](self._q, self._k, v, see, self._score, dropout), None
-        queries, keys = absent(see, self._k)
+        queries, keys = absent(see, self._score, self._k)
         q, k, v = cleaned(self._q, queries), cleaned(self._k, keys), cleaned(v, keys)
         named = self._first_key() if statistics else None
         if kernel == "flex":
