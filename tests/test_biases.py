@@ -212,9 +212,9 @@ def test_no_transform_loses_the_gradient_of_a_tensor():
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_holds_all_pairs(kind, gaps):
-    from test_laws import _Peak
+    from peak import Peak
 
-    n, tracker = 4_000, _Peak()
+    n, tracker = 4_000, Peak()
     q, k, v = (torch.randn(1, 2, n, 8, requires_grad=True) for _ in range(3))
     at = torch.arange(n) * 3 // 2
     call = {"q_positions": at, "k_positions": at} if gaps else {}
