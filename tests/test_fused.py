@@ -96,6 +96,7 @@ def as_the_equations(q, k, v, task: Task) -> tuple[torch.Tensor, torch.Tensor, t
         "entropy": -(weights * s.log_softmax(-1)).sum(-1),
         "sink": weights[..., sink].sum(-1).masked_fill(~seen[..., sink].any(-1), math.nan),
         "distance": (weights * far).sum(-1),
+        "log_total": (s.logsumexp(-1) - s.amax(-1)).masked_fill(blank, 0),
         "visible": seen.sum(-1).double(),
     }
     return weights @ v, torch.stack([measured[name] for name in RAW]), weights.sum(-2)
@@ -160,6 +161,30 @@ def test_its_gradients_are_those_of_the_equations(name, compiled, monkeypatch):
     want = gradients_of_the_equations(q, k, v, task, asked(q, v, k, task))
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-5 * max([1.0, *b.abs().flatten().tolist()]))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6, 1e8, 1e10, -1e10, 1e30, -1e30])
+def test_statistics_keep_their_digits_where_logits_are_large(offset, learned, compiled, monkeypatch):
+    """Logits that are all far from 0; float32 holds each of them exactly."""
+    if not compiled:
+        twin(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.zeros(1, 2, 70, 8), torch.zeros(1, 2, 530, 8)
+    steps = torch.randint(-6, 1, (1, 2, 70, 530), generator=generator)
+    bias = (torch.tensor(offset) + steps * max(1.0, abs(offset) * 2.0**-22)).float()
+    logits, mechanism = bias.double(), clearhead.Softmax(bias=bias)
+    if learned:
+        mechanism = clearhead.Softmax(bias=bias, sinks=torch.tensor([offset, offset]))
+        logits = torch.cat([logits, torch.full((1, 2, 70, 1), float(torch.tensor(offset)), dtype=torch.float64)], -1)
+    A = mechanism(q, k)
+    _, found = A.apply(torch.randn(1, 2, 530, 4, generator=generator), statistics=True)
+    W = logits.softmax(-1)[..., :530]
+    torch.testing.assert_close(found.max_weight.double(), W.amax(-1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.entropy.double(), torch.special.entr(W).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.logsumexp.double(), logits.logsumexp(-1), rtol=1e-6, atol=1e-5)
+    assert torch.equal(found.max_logit, bias.amax(-1))
 
 
 @pytest.mark.parametrize("which", RAW[:-1])

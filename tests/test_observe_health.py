@@ -9,6 +9,7 @@ from torch import nn
 import clearhead as ch
 from clearhead.errors import InputError
 from clearhead.kernels import Statistics
+from clearhead.kernels.rows import RAW
 from clearhead.nn import maps
 from clearhead.observe import watch
 from clearhead.observe.calls import Call
@@ -196,7 +197,7 @@ def test_nan_in_any_statistic_of_a_row_that_sees_keys_is_an_alarm(name):
 def test_rows_that_were_never_counted_are_an_alarm():
     """As many keys as NaN makes of a whole number: it is not 0, so that they do not pass for rows that see nothing."""
     call = call_of(ch.Softmax()(*random_qk()))
-    never = Statistics.of(torch.full((6, 2, 4, 24), math.nan), None, distance=True)
+    never = Statistics.of(torch.full((len(RAW), 2, 4, 24), math.nan), None, distance=True)
     for name in ("entropy", "max_logit", "logsumexp", "visible"):
         getattr(call.statistics, name)[0, 1, 4] = getattr(never, name)[0, 1, 4]
     (finding,) = check([call])

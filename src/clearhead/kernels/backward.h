@@ -79,6 +79,7 @@ static void head_back(const Call *c, const Back *to, int b, int h, int first, in
         int blank = lse == -INFINITY; /* a row that sees nothing has no gradient, whatever is asked of it */
         for (int i = 0; i < 6; i++)
             raw[r][i] = blank || (i && !sink) ? 0 : ((float *)at(&c->raw, b, h, first + r, 4))[i * c->raw_step];
+        raw[r][0] += raw[r][5], raw[r][1] -= raw[r][5]; /* of the logsumexp less the greatest logit */
         rows[r] = (Asked){blank ? 0 : lse, raw[r][2], raw[r][4], 0, -INFINITY, -1};
     }
     for (int32_t start = 0; start < c->keys; start += m) {

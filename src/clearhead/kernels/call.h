@@ -21,7 +21,7 @@ typedef struct {
     int32_t seen_from, seen_to; /* all other keys of their spans rows do see */
     Tensor bias;                /* of the only part */
     Tensor q_at, k_at;          /* positions: a row of them each */
-    Tensor raw;                 /* logsumexp, greatest logit, entropy, sink, distance, visible keys; */
+    Tensor raw;                 /* logsumexp, greatest logit, entropy, sink, distance, the first less the second, visible keys; */
     int64_t raw_step;           /* from one of them to the next */
     Tensor received;            /* a row of keys, to be added to */
     const int64_t *sinks;       /* keys; null: the logsumexp alone is wanted */

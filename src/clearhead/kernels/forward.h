@@ -25,11 +25,11 @@ typedef struct {
 static inline __attribute__((always_inline)) int add(Row *row, float *x, float scale, half *p, int n, const float *k_at,
                                                      float q_at, float limit, int measure, int far, int keep) {
     floats total = all(0), dot = all(0), way = all(0), peak = all(-INFINITY);
-    float base = (row->top == -INFINITY ? 0 : row->top) * (1 / LOG_2), step = scale * (1 / LOG_2);
+    float base = row->top == -INFINITY ? 0 : row->top;
     for (int j = 0; j < n; j += 2 * WIDE) {
         floats e[2];
         for (int i = 0; i < 2; i++) {
-            floats logit = load(x + j + i * WIDE), shifted = logit * step - base;
+            floats logit = load(x + j + i * WIDE), shifted = (logit * scale - base) * (1 / LOG_2);
             e[i] = p && !measure ? about_power_of_two(shifted) : power_of_two(shifted);
             total += e[i];
             if (measure) dot += e[i] * larger(all(-150), shifted); /* e is 0 there, and 0 · -inf would be NaN */
@@ -220,8 +220,8 @@ static void finish(const Call *c, const Room *room, int b, int h, int first, int
         /* from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large */
         float entropy = log_total - row.dot / total;
         if (entropy < 0) entropy = 0; /* by rounding; NaN stays */
-        float found[] = {top + log_total, top, entropy, any / total, row.far / total, row.count};
-        for (int i = 0; i < (c->sinks ? 6 : 1); i++)
+        float found[] = {top + log_total, top, entropy, any / total, row.far / total, log_total, row.count};
+        for (int i = 0; i < (c->sinks ? 7 : 1); i++)
             ((float *)at(&c->raw, b, h, first + r, 4))[i * c->raw_step] = found[i];
         float *out = room->out + (int64_t)r * room->out_step, *to = c->gemm ? at(&c->out, b, h, first + r, 4) : out;
         for (int j = 0; j < c->value_width; j++) to[j] = out[j] / total;

@@ -14,8 +14,9 @@ from clearhead.kernels.score import Score, without_values
 from clearhead.kernels.tiles import Tile
 from clearhead.kernels.visible import Visible
 
-RAW = ("logsumexp", "max_logit", "entropy", "sink", "distance", "visible")
-"""What a kernel measures of each row while it passes over it; the other statistics follow from these."""
+RAW = ("logsumexp", "max_logit", "entropy", "sink", "distance", "log_total", "visible")
+"""What a kernel measures of each row while it passes over it; the other statistics follow from these. `log_total` is
+logsumexp - max_logit, which keeps its digits where both are large."""
 
 
 @dataclass(eq=False)
@@ -93,7 +94,8 @@ def measure(rows: Rows, sinks: Tensor, ways: "Ways | None") -> Tensor:
     dot = rows.logits.clamp_(min=torch.finfo(total.dtype).min).mul_(rows.exp).sum(-1)
     # from the shifted logits: log Σ exp s - Σ A s with s as it came would lose digits where logits are large
     entropy = (log_total - dot / total).clamp_(min=0)  # below it by rounding alone
-    return torch.stack([top + log_total, top, entropy, sink_weight(rows, sinks) / total, far / total, count])
+    sink = sink_weight(rows, sinks) / total
+    return torch.stack([top + log_total, top, entropy, sink, far / total, log_total, count])
 
 
 def logsumexp(rows: Rows) -> Tensor:
@@ -174,7 +176,8 @@ def grad_logits(
     """
     weights, g_lse = rows.weights, grad_raw[0, ..., None]
     if sinks is not None:
-        _, _, g_entropy, g_sink, g_distance, _ = grad_raw[..., None].unbind(0)
+        _, g_top, g_entropy, g_sink, g_distance, g_log_total, _ = grad_raw[..., None].unbind(0)
+        g_lse, g_top = g_lse + g_log_total, g_top - g_log_total
         # a logit may be -inf by itself, and its weight 0
         log_weights = rows.logits.clamp(min=-1e3) - rows.total.log()
         if rows.pairs is not None:
@@ -187,5 +190,5 @@ def grad_logits(
     grad = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True) + g_lse)
     if sinks is not None:
         top = rows.logits.argmax(-1, keepdim=True)
-        grad = grad.scatter_add(-1, top, grad_raw[1, ..., None])
+        grad = grad.scatter_add(-1, top, g_top)
     return grad

@@ -49,12 +49,12 @@ class Statistics:
             (lse, top, weight, entropy, normalized, sink, far), visible = fused.told(raw)
             return cls(lse, top, weight, entropy, normalized, sink, far if distance else None, visible, received)
         visible = raw[-1].detach().round().to(torch.int64)
-        lse, top, entropy, sink, far = raw[:-1].masked_fill(visible == 0, math.nan).unbind(0)
+        lse, top, entropy, sink, far, log_total = raw[:-1].masked_fill(visible == 0, math.nan).unbind(0)
         widest = visible.clamp(min=2).to(entropy.dtype).log()
         return cls(
             logsumexp=lse,
             max_logit=top,
-            max_weight=(top - lse).exp(),
+            max_weight=(-log_total).exp(),
             entropy=entropy,
             normalized_entropy=(entropy / widest).masked_fill(visible < 2, math.nan),
             sink=sink,

@@ -238,7 +238,7 @@ def _to_fill(q: Tensor, v: Tensor, wide: torch.dtype, task: Task, whole: bool) -
 
     Unless the `whole` of it will be written: filled with what is measured in rows that see nothing.
     """
-    found = [-math.inf] if task.sinks is None else [-math.inf, -math.inf, 0.0, math.nan, 0.0, 0.0]
+    found = [-math.inf] if task.sinks is None else [-math.inf, -math.inf, 0.0, math.nan, 0.0, 0.0, 0.0]
     if whole:  # operations are what small calls cost
         out = torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=q.device)
         return out, torch.empty(len(found), *q.shape[:3], dtype=wide, device=q.device)

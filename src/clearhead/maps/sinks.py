@@ -22,12 +22,14 @@ def kept(lse: Tensor, sinks: Tensor) -> Tensor:
 
 def beside(raw: Tensor, sinks: Tensor) -> Tensor:
     """The raw statistics (RAW, B, H, Nq) of softmax without sinks as those with them."""
-    lse, top, entropy, sink, distance, count = raw.unbind(0)
-    lse = lse.masked_fill(lse == -math.inf, 0)  # a row that sees nothing has neither statistics nor gradients
-    z = _logits(sinks, lse)
-    share, log_share, gone = torch.sigmoid(lse - z), torch.nn.functional.logsigmoid(lse - z), torch.sigmoid(z - lse)
+    lse, top, entropy, sink, distance, log_total, count = raw.unbind(0)
+    blind = lse == -math.inf  # a row that sees nothing has neither statistics nor gradients
+    lse, z = lse.masked_fill(blind, 0), _logits(sinks, lse)
+    ahead = top.masked_fill(blind, 0) - z + log_total  # lse - z, with its digits where both are large
+    share, log_share, gone = torch.sigmoid(ahead), torch.nn.functional.logsigmoid(ahead), torch.sigmoid(-ahead)
     sink = gone + share * sink.masked_fill(sink.isnan(), 0)  # whoever sees any key sees the learned sink
-    return torch.stack([torch.logaddexp(lse, z), top, share * (entropy - log_share), sink, share * distance, count])
+    lse, entropy, log_total = torch.logaddexp(lse, z), share * (entropy - log_share), log_total - log_share
+    return torch.stack([lse, top, entropy, sink, share * distance, log_total, count])
 
 
 def _logits(sinks: Tensor, lse: Tensor) -> Tensor:
