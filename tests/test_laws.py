@@ -24,7 +24,7 @@ EDGES = torch.randint(44, (2, 300), generator=torch.Generator().manual_seed(1))
 
 def by_table(table):
     """A function of two positions from one of two numbers, made once for all positions that a problem may have."""
-    far = 60
+    far = 90  # padded queries lie up to 80 positions on
     seen = torch.tensor([[bool(table(q, k)) for k in range(-far, far)] for q in range(-far, far)])
     return lambda q, k: seen[q + far, k + far]
 
