@@ -1,11 +1,10 @@
 """Samples of different length in one batch: each says what it says alone, in every kind of call and on any threads."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 import clearhead as ch
+from at_cuts import on_threads
 from clearhead.kernels import Score, Visible, fused, tiles
 from clearhead.patterns import everything
 
@@ -18,16 +17,6 @@ KINDS = {
     "window": {"pattern": ch.window(70)},
 }
 OF_ROWS = ("logsumexp", "max_logit", "max_weight", "entropy", "normalized_entropy", "sink", "distance")
-
-
-@contextmanager
-def threads(number):
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def drawn(kv=HEADS, dtype=torch.float32):
@@ -59,7 +48,7 @@ def test_the_samples_of_this_batch_are_cut_into_tiles_of_different_heads():
 def test_each_sample_says_what_it_says_alone(kind, kv, workers):
     """Outputs, statistics, what keys receive, and the gradients of all of them."""
     q, k, v = drawn(kv)
-    with threads(workers):
+    with on_threads(workers):
         A = ch.Softmax(**KINDS[kind])(q, k, lengths=LENGTHS)
         out, stats = A.apply(v, statistics=True)
         whole = A.statistics()

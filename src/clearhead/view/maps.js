@@ -417,14 +417,15 @@ const pointed = el("p", { id: "read", role: "status" });
 // What is pointed at, in words, once for all maps; "…" is a name that is not here yet.
 function tellPlace() {
   const { layer } = active(), cell = cellAt(active(), levelOf(active()));
-  const named = (side, at) => `${at} ${quotedOr(nameOf(layer, side, at), "…")}`;
+  const named = (side, at) => {
+    const name = nameOf(layer, side, at);
+    return `${at} ${name === null ? "…" : quoted(name)}`;
+  };
   const range = (side, ends) => [...new Set(ends)].map((at) => named(side, at)).join(" to ");
   const nowhere = cursor ? "" : "Point at a cell to read it; click to pick its query and key.";
   const words = cell ? `query ${range("rows", cell.rows)} gives key ${range("keys", cell.keys)}` : nowhere;
   if (pointed.textContent !== words) pointed.textContent = words;
 }
-
-const quotedOr = (name, missing) => (name === null ? missing : quoted(name));
 
 function point(at) {
   cursor = at;
